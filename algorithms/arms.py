@@ -1,0 +1,78 @@
+"""Named arms of a comparison: a preset, what is changed in it, and the bracket it is ranked in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from algorithms import rosters
+from harness.core.algorithm import Algorithm, override
+from harness.core.errors import UsageError, near
+from harness.core.registry import algorithm as preset
+
+Bracket = Literal["outcome", "dense", "control"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One arm; `overrides` apply on top of the roster's."""
+
+    algorithm: str  # name of the preset
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    bracket: Bracket = "outcome"  # arms with different reward information are never ranked together
+
+
+# GSPO's range in units of the drift's standard deviation. 2.5 : 10/3 keeps the published proportion 3e-4 : 4e-4,
+# and 2.5 SD leaves about 1 % of rows clipped per side if log s is normal, a trust region that is active but wide.
+CALIBRATED: Mapping[str, Any] = {"surrogate.kappa_low": 2.5, "surrogate.kappa_high": 10 / 3}
+
+ARMS: Mapping[str, Arm] = {
+    "ppo": Arm(algorithm="ppo"),
+    "grpo": Arm(algorithm="grpo"),
+    "dapo": Arm(algorithm="dapo"),
+    "gspo": Arm(algorithm="gspo"),
+    "gspo_token": Arm(algorithm="gspo_token"),
+    "gfpo": Arm(algorithm="gfpo"),
+    "gspo_calibrated": Arm(algorithm="gspo", overrides=CALIBRATED),
+    "gfpo_shortest": Arm(algorithm="gfpo"),
+    "gfpo_efficiency": Arm(algorithm="gfpo", overrides={"selection": "token_efficiency"}),
+    "gfpo_adaptive": Arm(algorithm="gfpo", overrides={"selection": "adaptive"}),
+    "gfpo_random": Arm(algorithm="gfpo", overrides={"selection": "random"}),
+    "ppo_dualclip": Arm(algorithm="ppo", overrides={"surrogate.dual": 3.0}),
+    "ppo_siblings1": Arm(algorithm="ppo", overrides={"siblings": 1, "prompts_factor": 8}),
+    "gspo_token_process": Arm(algorithm="gspo_token", overrides={"advantage": "process"}, bracket="dense"),
+    "gspo_token_process_calibrated": Arm(
+        algorithm="gspo_token", overrides={"advantage": "process", **CALIBRATED}, bracket="dense"
+    ),
+    "grpo_process": Arm(algorithm="grpo", overrides={"advantage": "process"}, bracket="dense"),
+    "base": Arm(algorithm="base", bracket="control"),
+    "random_reward": Arm(algorithm="random_reward", bracket="control"),
+    "rft": Arm(algorithm="rft", bracket="control"),
+    "grpo_batch_std": Arm(algorithm="grpo_batch_std", bracket="control"),
+}
+
+
+def arm(name: str) -> Arm:
+    """The arm of that name."""
+    if name not in ARMS:
+        raise UsageError(f"arm {name!r}", "there is no such arm", near(name, ARMS))
+    return ARMS[name]
+
+
+def arm_overrides(name: str, roster: str = "matched") -> dict[str, Any]:
+    """All changes to the arm's preset under a roster; an arm's own value wins over the roster's."""
+    chosen = arm(name)
+    return {**rosters.overrides(roster, chosen.algorithm), **chosen.overrides}
+
+
+def build_arm(name: str, roster: str = "matched") -> Algorithm:
+    """The arm's record under a roster; it keeps its preset's name."""
+    return override(preset(arm(name).algorithm), arm_overrides(name, roster))
+
+
+def equivalent_to(algorithm: Algorithm) -> str | None:
+    """The preset that a record equals by mathematics, e.g. GSPO-token with row-constant advantages is "gspo"."""
+    if algorithm.ratio.kind == "sequence_value" and algorithm.surrogate.clips and not algorithm.advantage.per_token:
+        return "gspo"
+    return None

@@ -1,0 +1,14 @@
+"""The bundled parts, one file per slot; importing this package registers them."""
+
+from algorithms.parts import (
+    admission,
+    advantages,
+    aggregates,
+    penalties,
+    ratios,
+    rewards,
+    selection,
+    surrogates,
+)
+
+__all__ = ["admission", "advantages", "aggregates", "penalties", "ratios", "rewards", "selection", "surrogates"]

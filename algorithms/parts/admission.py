@@ -1,0 +1,52 @@
+"""Admission: which groups enter the batch."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, final
+
+import torch
+from pydantic import Field
+
+from harness.core.parts import Admission, GroupView
+from harness.core.registry import part
+from harness.core.shapes import Bool, Tensor
+
+
+@part
+@final
+class All(Admission):
+    """Every group enters."""
+
+    kind: ClassVar[str] = "all"
+
+    def __call__(self, view: GroupView) -> Bool[Tensor, "N"]:
+        return torch.ones(view.num_groups, dtype=torch.bool, device=view.group.device)
+
+
+@part
+@final
+class Mixed(Admission):
+    """Dynamic sampling: a group enters iff its metric is not the same for all siblings (std > 0).
+
+    Such a group is the only kind with a non-zero group advantage. `correct` is the paper's constraint
+    0 < #correct < G; `reward` would let all-correct groups of unequal length through.
+    Source: DAPO Eq. 11 and its recipe (`max_num_gen_batches = 10`; groups of one sample always enter).
+    """
+
+    kind: ClassVar[str] = "mixed"
+    metric: Literal["correct", "reward"] = "correct"
+    max_rounds: int = Field(default=10, ge=0)  # generation batches per step; 0 = no limit
+    on_exhausted: Literal["train", "raise"] = "train"  # the recipe raises; ours trains on what was admitted
+    keep_singletons: bool = True
+
+    @property
+    def refill(self) -> tuple[int, Literal["train", "raise"]]:
+        return self.max_rounds, self.on_exhausted
+
+    def __call__(self, view: GroupView) -> Bool[Tensor, "N"]:
+        x = view.correct.to(view.reward.dtype) if self.metric == "correct" else view.reward
+        blank = x.new_zeros(view.num_groups)
+        low = blank.scatter_reduce(0, view.group, x, "amin", include_self=False)
+        high = blank.scatter_reduce(0, view.group, x, "amax", include_self=False)
+        single = torch.bincount(view.group, minlength=view.num_groups) == 1
+        return (high > low) | (single & self.keep_singletons)

@@ -1,0 +1,182 @@
+"""Advantages: rewards -> `[B, T]`, 0 at masked positions and in rows that were not selected."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, final
+
+import torch
+from pydantic import Field
+
+from algorithms.parts.groupstats import Std, centred, deviation, zscore
+from harness.core.masked import masked
+from harness.core.parts import Advantage, AdvantageInput, Advantages, CriticPlan, Need
+from harness.core.registry import part
+from harness.core.shapes import Bool, Float, Tensor
+
+
+def _spread(row: Float[Tensor, "B"], view: AdvantageInput) -> Float[Tensor, "B T"]:
+    return masked(row[:, None].expand(view.mask.shape), view.mask)
+
+
+def group_advantage(
+    view: AdvantageInput, std: Std, eps: float, scope: Literal["group", "batch"], singleton: Literal["zero", "raw"]
+) -> Float[Tensor, "B"]:
+    """A_i = (R_i - mu_g) / (sigma + eps) over kept rows, `[B]`; see `Group`."""
+    if scope == "batch" and std != "none":
+        pooled = deviation(view.reward, view.kept, torch.zeros_like(view.group), 1, std)
+        result = centred(view.reward, view.kept, view.group, view.num_groups) / (pooled + eps)
+    else:
+        result = zscore(view.reward, view.kept, view.group, view.num_groups, std, eps)
+    if singleton == "raw":
+        alone = torch.bincount(view.group[view.kept], minlength=view.num_groups)[view.group] == 1
+        raw = view.reward / (1.0 if std == "none" else 1.0 + eps)
+        result = torch.where(alone & view.kept, raw, result)
+    return result
+
+
+@part
+@final
+class Group(Advantage):
+    """A_i = (R_i - mu_g) / (sigma_g + eps), the same for all tokens of the row.
+
+    mu and sigma run over the group's kept rows. `scope="batch"` divides by the batch's standard deviation (TRL),
+    `std="none"` only centres (Dr. GRPO), `singleton="raw"` leaves A = R / (1 + eps) for a group of one (verl).
+    Source: DeepSeekMath section 4.1; eps and the unbiased sigma from verl, since papers leave both open.
+    """
+
+    kind: ClassVar[str] = "group"
+    std: Std = "unbiased"
+    eps: float = Field(default=1e-6, ge=0.0)
+    scope: Literal["group", "batch"] = "group"
+    singleton: Literal["zero", "raw"] = "zero"
+
+    def __call__(self, view: AdvantageInput) -> Advantages:
+        row = group_advantage(view, self.std, self.eps, self.scope, self.singleton)
+        return Advantages(advantages=_spread(row, view))
+
+
+def mean_of_later_steps(z: Float[Tensor, "S"], view: AdvantageInput) -> Float[Tensor, "B T"]:
+    """At (i, t): mean of z over the steps of row i that end at or after t; 0 where there is none."""
+    assert view.credit is not None
+    at = (view.credit.row, view.credit.end)
+    total = torch.zeros(view.mask.shape, dtype=z.dtype, device=z.device)
+    count = torch.zeros_like(total).index_put(at, torch.ones_like(z), accumulate=True)
+    total = total.index_put(at, z, accumulate=True)
+    return total.flip(1).cumsum(1).flip(1) / count.flip(1).cumsum(1).flip(1).clamp(min=1)
+
+
+@part
+@final
+class Process(Advantage):
+    """A_it = A_i + w mean of z_ij over the steps j of row i that end at or after t (0 where there is none).
+
+    z_ij is the z-score of the step's reward over all steps of the group's kept rows; A_i as in `Group`.
+    A mean, so that more steps do not pay more. Without steps it is the outcome alone.
+    Source: DeepSeekMath section 4.1.3, with the sum replaced by a mean.
+    """
+
+    kind: ClassVar[str] = "process"
+    per_token: ClassVar[bool] = True
+    weight: float = Field(default=1.0, ge=0.0)
+    std: Std = "unbiased"
+    eps: float = Field(default=1e-6, ge=0.0)
+    scope: Literal["group", "batch"] = "group"
+    singleton: Literal["zero", "raw"] = "zero"
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"credit"})
+
+    def __call__(self, view: AdvantageInput) -> Advantages:
+        outcome = _spread(group_advantage(view, self.std, self.eps, self.scope, self.singleton), view)
+        if view.credit is None or not len(view.credit.row):
+            return Advantages(advantages=outcome)
+        row, reward = view.credit.row, view.credit.reward.to(outcome.dtype)
+        z = zscore(reward, view.kept[row], view.group[row], view.num_groups, self.std, self.eps)
+        return Advantages(advantages=outcome + self.weight * masked(mean_of_later_steps(z, view), view.mask))
+
+
+def last_token(mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """True at the last response token of each row that has one."""
+    return mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+
+
+def gae(
+    reward: Float[Tensor, "B T"], values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], gamma: float, lam: float
+) -> Float[Tensor, "B T"]:
+    """delta_t = r_t + gamma V_{t'} - V_t, A_t = delta_t + gamma lam A_{t'}; t' = the row's next response token.
+
+    Tokens that the policy did not produce are skipped and cost no discount (verl). 0 at masked positions.
+    """
+    reward, values = masked(reward, mask), masked(values, mask)
+    advantage = next_value = torch.zeros_like(values[:, 0])
+    columns: list[Tensor] = []
+    for r, v, m in zip(*(x.unbind(1)[::-1] for x in (reward, values, mask)), strict=True):
+        delta = r + gamma * next_value - v
+        advantage = torch.where(m, delta + gamma * lam * advantage, advantage)
+        next_value = torch.where(m, v, next_value)
+        columns.append(advantage)
+    return masked(torch.stack(columns[::-1], 1), mask)
+
+
+def whitened(x: Float[Tensor, "B T"], use: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """(x - mean) / sqrt(var + 1e-8) over the tokens in use, unbiased var; 0 elsewhere.
+
+    The constants are verl's, its mean's denominator N + 1e-8 included. One token alone gives 0.
+    """
+    count = use.sum().to(x.dtype)
+    mean = masked(x, use).sum() / (count + 1e-8)
+    var = masked((x - mean).square(), use).sum() / (count + 1e-8) * count / (count - 1).clamp(min=1)
+    return masked((x - mean) * torch.rsqrt(var + 1e-8), use)
+
+
+@part
+@final
+class Gae(Advantage):
+    """Generalised advantage estimation with a critic; targets = A + V before whitening.
+
+    The row's reward is paid at its last token, on top of `token_reward` (KL in reward). `value_clip` and
+    `warmup_steps` (rollout steps that train the critic with the actor frozen) are read by the critic's update.
+    Source: Schulman et al. 2016; verl `compute_gae_advantage_return` (gamma 1, lambda 1, value clip 0.5).
+    """
+
+    kind: ClassVar[str] = "gae"
+    group_relative: ClassVar[bool] = False
+    per_token: ClassVar[bool] = True
+    gamma: float = Field(default=1.0, ge=0.0, le=1.0)
+    lam: float = Field(default=1.0, ge=0.0, le=1.0)
+    whiten: bool = True
+    value_clip: float | None = Field(default=0.5, gt=0.0)
+    warmup_steps: int = Field(default=5, ge=0)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"critic"})
+
+    @property
+    def critic(self) -> CriticPlan:
+        return CriticPlan(value_clip=self.value_clip, warmup_steps=self.warmup_steps)
+
+    def __call__(self, view: AdvantageInput) -> Advantages:
+        assert view.values is not None, "gae declares that it needs a critic"
+        values = masked(view.values, view.mask)
+        reward = torch.where(last_token(view.mask), view.reward[:, None].to(values.dtype), 0.0)
+        if view.token_reward is not None:
+            reward = reward + masked(view.token_reward, view.mask)
+        raw = gae(reward, values, view.mask, self.gamma, self.lam)
+        use = view.mask & view.kept[:, None]
+        advantages = whitened(raw, use) if self.whiten else masked(raw, use)
+        return Advantages(advantages=advantages, returns=raw + values)
+
+
+@part
+@final
+class Correct(Advantage):
+    """A_i = 1 for a correct row, else 0: with the `likelihood` surrogate, rejection-sampling fine-tuning."""
+
+    kind: ClassVar[str] = "correct"
+    group_relative: ClassVar[bool] = False
+
+    def __call__(self, view: AdvantageInput) -> Advantages:
+        assert view.correct is not None, "the batch carries the task's verdict"
+        return Advantages(advantages=_spread((view.correct & view.kept).to(view.reward.dtype), view))

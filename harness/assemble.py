@@ -1,0 +1,168 @@
+"""Builds what a RunSpec names: task, model, networks, sampler, optimizers, trainer."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from harness.core.algorithm import Algorithm
+from harness.core.errors import UsageError
+from harness.core.ports import Sampler, Task
+from harness.core.registry import build_task
+from harness.core.resolve import resolve
+from harness.core.spec import Recipe, RunSpec
+from harness.models.codec import TextCodec
+from harness.models.heads import ValueModel
+from harness.models.load import LoadedModel, load
+from harness.models.response_logits import token_logps
+from harness.rollout.collate import collate
+from harness.rollout.collect import Collector
+from harness.rollout.gather import Gathered, gather
+from harness.train.loop import Progress, Trainer
+from harness.train.networks import Networks
+from harness.train.optimizer import Optimizer
+from harness.train.prepare import TaskFacts
+from harness.train.update import Optimizers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembly:
+    """Everything a run works with."""
+
+    spec: RunSpec
+    algorithm: Algorithm
+    task: Task
+    model: LoadedModel
+    codec: TextCodec
+    sampler: Sampler
+    collector: Collector
+    optimizers: Optimizers
+    trainer: Trainer
+    tokenizer_sha256: str
+    template_sha256: str
+    memory_after_import_mib: float
+
+    def calibrated(self, measured: Mapping[str, float]) -> Assembly:
+        """The same with the surrogate's range frozen at what was measured."""
+        if "sd_log_s" not in measured:
+            return self
+        surrogate = self.algorithm.surrogate.calibrated(measured["sd_log_s"])
+        algorithm = self.algorithm.model_copy(update={"surrogate": surrogate})
+        return replace(self, algorithm=algorithm, trainer=replace(self.trainer, algorithm=algorithm))
+
+    def peak_memory_mib(self) -> float:
+        """Peak of the device, or of the process on CPU."""
+        if self.spec.backend.device.startswith("cuda"):
+            return torch.cuda.max_memory_allocated() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def assemble(spec: RunSpec) -> Assembly:
+    """Builds a run's parts; a critic or a reference exists only where a part of the algorithm needs one."""
+    algorithm = resolve(spec)
+    task = build_task(spec.task.name, spec.task.params)
+    model = load(spec.model, seed=spec.seed, device=spec.backend.device, dtype=spec.backend.dtype)
+    memory = resident_mib() - sum(p.numel() * p.element_size() for p in model.policy.parameters()) / 2**20
+    codec = TextCodec(model.tokenizer, spec.task.template)
+    sampler = build_sampler(spec, model, codec)
+    collector = Collector(
+        task=task,
+        sampler=sampler,
+        codec=codec,
+        max_new_tokens=spec.recipe.max_new_tokens,
+        temperature=spec.recipe.temperature,
+        context=model.context,
+        clock=time.monotonic,
+    )
+    nets = networks(spec, algorithm, model)
+    optimizers = Optimizers(
+        policy=Optimizer(nets.policy, spec.recipe, spec.recipe.lr),
+        critic=None if nets.critic is None else Optimizer(nets.critic, spec.recipe, spec.recipe.critic_lr),
+    )
+
+    def gathered(current: Algorithm, recipe: Recipe, progress: Progress) -> Gathered:
+        return gather(
+            replace(collector, max_new_tokens=recipe.max_new_tokens, temperature=recipe.temperature),
+            current,
+            wanted=recipe.prompts_per_step * current.prompts_factor,
+            seed=spec.seed,
+            rollout=progress.step,
+            refill_cursor=progress.refill_cursor,
+        )
+
+    trainer = Trainer(
+        algorithm=algorithm,
+        recipe=spec.recipe,
+        budget=spec.budget,
+        schedule=spec.schedule,
+        seed=spec.seed,
+        nets=nets,
+        optimizers=optimizers,
+        facts=TaskFacts(reward_range=task.info.reward_range, limit=spec.recipe.max_new_tokens),
+        gather=gathered,
+        collate=lambda groups: collate(groups, spec.backend.device),
+        sync=sampler.sync,
+        clock=time.monotonic,
+    )
+    return Assembly(
+        spec=spec,
+        algorithm=algorithm,
+        task=task,
+        model=model,
+        codec=codec,
+        sampler=sampler,
+        collector=collector,
+        optimizers=optimizers,
+        trainer=trainer,
+        tokenizer_sha256=codec.tokenizer_sha256,
+        template_sha256=codec.template_sha256,
+        memory_after_import_mib=memory,
+    )
+
+
+def networks(spec: RunSpec, algorithm: Algorithm, model: LoadedModel) -> Networks:
+    """Policy, and critic and reference by need."""
+    reference = None
+    if "reference" in algorithm.needs:
+        reference = load(spec.model, seed=spec.seed, device=spec.backend.device, dtype=spec.backend.dtype).policy
+        reference.requires_grad_(False)
+    return Networks(
+        policy=model.policy,
+        token_logps=token_logps,
+        temperature=spec.recipe.temperature,
+        micro_batch_tokens=spec.recipe.micro_batch_tokens,
+        pad_id=model.pad_id,
+        critic=ValueModel(model.policy) if "critic" in algorithm.needs else None,
+        reference=reference,
+    )
+
+
+def resident_mib() -> float:
+    """Memory of this process in MiB: what it holds now on Linux, its peak elsewhere."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def build_sampler(spec: RunSpec, model: LoadedModel, codec: TextCodec) -> Sampler:
+    """The rollout engine by name, imported only when asked for."""
+    if spec.backend.sampler == "transformers":
+        from harness.backends.samplers.transformers import TransformersSampler
+
+        return TransformersSampler(
+            model.policy,
+            eos_ids=model.eos_ids,
+            pad_id=model.pad_id,
+            batch_tokens=spec.recipe.generation_tokens,
+            stop=spec.task.template.stop,
+            decode=codec.decode,
+        )
+    raise UsageError(
+        f"sampler {spec.backend.sampler!r}", "this version has the transformers sampler only", "--sampler transformers"
+    )

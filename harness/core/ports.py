@@ -1,0 +1,120 @@
+"""The ports: what the core asks of samplers, tasks, executors and trackers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from harness.core.types import Completion, Done, FinishReason, Grade, Message, Observation, Prompt
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskInfo:
+    """What a task declares about itself."""
+
+    name: str
+    reward_range: tuple[float, float]  # bounds of `Grade.score`
+    threshold: float  # `correct` means score >= threshold
+    graded: bool = False  # the score takes more than two values
+    credit: bool = False  # grades carry process rewards
+    single_turn: bool = True
+    sizes: Mapping[Split, int | None] = field(default_factory=dict)  # number of items; None = endless
+    description: str = ""
+
+
+class Task(ABC):
+    """A dataset with prompts and a grader. Items of the three splits are disjoint by content."""
+
+    info: TaskInfo
+
+    @abstractmethod
+    def item(self, split: Split, index: int) -> Prompt:
+        """Item `index` of a split: the same for the same arguments, always."""
+
+    @abstractmethod
+    def start(self, prompt: Prompt) -> Any:
+        """The state of a fresh episode."""
+
+    @abstractmethod
+    def step(self, state: Any, text: str, finish_reason: FinishReason) -> tuple[Any, Observation | Done]:
+        """One turn: new state and the environment's reply, or the grade that ends the episode."""
+
+
+class SingleTurnTask(Task):
+    """A task whose episode is one response; subclasses grade it."""
+
+    @abstractmethod
+    def grade(self, prompt: Prompt, text: str, finish_reason: FinishReason) -> Grade:
+        """The verdict on one response text (special tokens removed)."""
+
+    def start(self, prompt: Prompt) -> Prompt:
+        return prompt
+
+    def step(self, state: Prompt, text: str, finish_reason: FinishReason) -> tuple[Prompt, Done]:
+        return state, Done(grade=self.grade(state, text, finish_reason))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRequest:
+    """One prompt to answer `num_samples` times; `keys` are the counters of the random stream."""
+
+    prompt_ids: tuple[int, ...]
+    keys: tuple[tuple[int, ...], ...]  # one per sample: (seed, rollout, prompt, sample, turn)
+
+
+class Sampler(Protocol):
+    """Prompts -> completions under the current policy."""
+
+    name: str
+    exact_repeat: bool  # the same keys and weights give the same tokens, whatever else is in the batch
+
+    def generate(
+        self, requests: Sequence[SampleRequest], *, max_new_tokens: int, temperature: float
+    ) -> list[list[Completion]]:
+        """Completions per request, in order."""
+
+    def sync(self, version: int) -> None:
+        """Takes over the trainer's current weights and stamps them with `version`."""
+
+    def close(self) -> None:
+        """Frees what the engine holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHandle:
+    """A submitted run."""
+
+    run_id: str
+    folder: Path
+
+
+RunState = Literal["waiting", "running", "done", "failed", "cancelled"]
+
+
+class Executor(Protocol):
+    """Runs RunSpecs somewhere. Workers only execute runs; only controllers decide what runs."""
+
+    def submit(self, spec: Any, folder: Path) -> RunHandle: ...
+
+    def poll(self) -> Mapping[str, RunState]: ...
+
+    def cancel(self, run_id: str) -> None: ...
+
+    def list(self) -> list[RunHandle]: ...
+
+
+class Tracker(Protocol):
+    """A mirror of run folders. Never raises into a study."""
+
+    def mirror(self, study: Path) -> None:
+        """Copies what is new in the study's run folders."""
+
+    def close(self) -> None: ...
+
+
+__all__ = ["Executor", "Message", "RunHandle", "RunState", "SampleRequest", "Sampler", "SingleTurnTask", "Split", "Task", "TaskInfo", "Tracker"]

@@ -1,0 +1,90 @@
+"""Names -> things. Parts, algorithms and tasks register here; plug-ins arrive through entry points."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from harness.core.errors import UsageError, near
+
+if TYPE_CHECKING:
+    from harness.core.algorithm import Algorithm
+    from harness.core.parts import Part
+    from harness.core.ports import Task
+
+P = TypeVar("P", bound="type[Part]")
+
+_PARTS: dict[str, dict[str, type[Part]]] = {}
+_ALGORITHMS: dict[str, Callable[[], Algorithm]] = {}
+_TASKS: dict[str, Callable[..., Task]] = {}
+_loaded = False
+
+
+def part(cls: P) -> P:
+    """Class decorator: makes a part selectable by its `kind` inside its slot."""
+    _PARTS.setdefault(cls.slot, {})[cls.kind] = cls
+    return cls
+
+
+def register_algorithm(name: str, build: Callable[[], Algorithm]) -> None:
+    """Adds a named preset; `build` returns the record."""
+    _ALGORITHMS[name] = build
+
+
+def register_task(name: str, build: Callable[..., Task]) -> None:
+    """Adds a named task; `build(argument, **params)` returns it (`argument` follows the colon in `name:argument`)."""
+    _TASKS[name] = build
+
+
+def _load() -> None:
+    """Imports the bundled packages and every installed plug-in, once."""
+    global _loaded
+    if _loaded:
+        return
+    _loaded = True
+    importlib.import_module("algorithms")
+    importlib.import_module("tasks")
+    for group in ("harness.algorithms", "harness.tasks"):
+        for point in entry_points(group=group):
+            point.load()
+
+
+def part_kinds(slot: str) -> dict[str, type[Part]]:
+    """kind -> class for one slot."""
+    _load()
+    return _PARTS.get(slot, {})
+
+
+def algorithm_names() -> list[str]:
+    """All registered algorithm presets."""
+    _load()
+    return sorted(_ALGORITHMS)
+
+
+def algorithm(name: str) -> Algorithm:
+    """The record of a named preset."""
+    _load()
+    if name not in _ALGORITHMS:
+        raise UsageError(f"algorithm {name!r}", "no preset of that name", near(name, _ALGORITHMS))
+    return _ALGORITHMS[name]()
+
+
+def task_names() -> list[str]:
+    """All registered task families."""
+    _load()
+    return sorted(_TASKS)
+
+
+def build_task(name: str, params: dict[str, Any]) -> Task:
+    """A task from `family`, `family:argument` or the path of a `.jsonl` file."""
+    _load()
+    family, _, argument = name.partition(":")
+    if name.endswith(".jsonl"):
+        family, argument = "jsonl", name
+    if family not in _TASKS:
+        raise UsageError(
+            f"task {name!r}", "no task of that name, and not a .jsonl file", near(family, [*_TASKS, "<file>.jsonl"])
+        )
+    return _TASKS[family](argument, **params)

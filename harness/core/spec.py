@@ -1,0 +1,220 @@
+"""Specs: plain, frozen, hashable data from which everything is run. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from harness.core.errors import UsageError, near
+
+Bracket = Literal["outcome", "dense", "control"]
+Roster = Literal["matched", "published"]
+
+
+class Spec(BaseModel):
+    """Base: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TemplateSpec(Spec):
+    """How a prompt becomes tokens and where a response ends."""
+
+    style: Literal["auto", "chat", "plain"] = "auto"  # auto: chat where the tokenizer has a chat template
+    system: str | None = None
+    stop: tuple[str, ...] = ()  # stop strings besides the end-of-sequence tokens
+
+
+class TaskSpec(Spec):
+    """A task by name with its parameters."""
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+    template: TemplateSpec = TemplateSpec()
+
+
+class ModelSpec(Spec):
+    """A model by name: `tiny`, `smollm2-135m`, a Hugging Face id or a local path."""
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class Recipe(Spec):
+    """What a model needs to train at all; the same for every arm of a study."""
+
+    prompts_per_step: int = Field(32, ge=1)  # prompts of one rollout batch
+    max_new_tokens: int = Field(256, ge=1)  # hard limit of a response
+    temperature: float = Field(1.0, gt=0)
+    lr: float = Field(1e-6, ge=0)
+    critic_lr: float = Field(1e-5, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    grad_clip: float = Field(1.0, gt=0)
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"  # over the fraction of the budget spent
+    warmup: float = Field(0.0, ge=0, lt=1)  # fraction of the budget with linearly rising learning rate
+    micro_batch_tokens: int = Field(16384, ge=1)  # padded tokens of one forward/backward
+    generation_tokens: int = Field(65536, ge=1)  # padded tokens generated at once by the transformers sampler
+    overrides: dict[str, Any] = Field(default_factory=dict)  # algorithm paths set wherever an arm has them
+
+
+class Budget(Spec):
+    """A run ends when the first of its limits is reached. `sampled_tokens` counts discarded responses too."""
+
+    sampled_tokens: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _some_limit(self) -> Budget:
+        if self.sampled_tokens is None and self.steps is None:
+            raise ValueError("a budget needs sampled_tokens or steps")
+        return self
+
+    def fraction(self, sampled_tokens: int, steps: int) -> float:
+        """Share of the budget that is spent, in [0, 1]; schedules run on it."""
+        shares = [0.0]
+        if self.sampled_tokens is not None:
+            shares.append(sampled_tokens / self.sampled_tokens)
+        if self.steps is not None:
+            shares.append(steps / self.steps)
+        return min(1.0, max(shares))
+
+
+class EvalSpec(Spec):
+    """Held-out evaluation: during training on `validation`, once at the start and once at the end on `test`."""
+
+    points: int = Field(8, ge=0)  # evaluations during training, evenly spread over the budget
+    prompts: int = Field(256, ge=1)
+    samples: int = Field(1, ge=1)
+    final_prompts: int = Field(8000, ge=1)
+    final_samples: int = Field(1, ge=1)
+
+
+class BackendSpec(Spec):
+    """Choices that were made by measurement, once per machine and model; they can change numbers."""
+
+    sampler: Literal["transformers", "vllm"] = "transformers"
+    device: str = "cpu"  # "cpu" or "cuda"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    threads: int = Field(1, ge=1)
+
+
+class StartSpec(Spec):
+    """Start from another run's checkpoint."""
+
+    run: str  # path of a run folder
+    checkpoint: str = "last"
+    reset: tuple[Literal["optimizer", "critic", "budget"], ...] = ()
+
+
+class ScheduleEntry(Spec):
+    """From this fraction of the budget on, these algorithm or recipe paths have these values."""
+
+    at: float = Field(ge=0, le=1)
+    overrides: dict[str, Any]
+
+
+class RunSpec(Spec):
+    """One training run: an arm of a study at one seed pair."""
+
+    schema_version: Literal[1] = 1
+    numerics_version: int
+    arm: str  # the name shown in reports
+    algorithm: str  # registered preset
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    bracket: Bracket = "outcome"
+    roster: Roster = "matched"
+    task: TaskSpec
+    model: ModelSpec
+    recipe: Recipe
+    budget: Budget
+    seed: int = Field(ge=0)  # seed pair: data order, sampling stream, cold start
+    eval: EvalSpec = EvalSpec()
+    backend: BackendSpec = BackendSpec()
+    start: StartSpec | None = None
+    schedule: tuple[ScheduleEntry, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        """Stable hash of everything that can change numbers."""
+        return stable_hash(self.model_dump(mode="json"))
+
+    @property
+    def run_id(self) -> str:
+        """Readable, unique, and the same for the same spec."""
+        arm = "".join(c if c.isalnum() else "-" for c in self.arm.lower()).strip("-")
+        return f"{arm}-s{self.seed}-{self.hash[:8]}"
+
+
+class ArmSpec(Spec):
+    """One row of a comparison."""
+
+    name: str
+    algorithm: str
+    overrides: dict[str, Any] = Field(default_factory=dict)  # on top of the roster's
+    bracket: Bracket = "outcome"
+    roster: Roster = "matched"
+
+
+class SkippedArm(Spec):
+    """An arm that was asked for but is not run, and why."""
+
+    name: str
+    reason: str  # e.g. "identical to GSPO"
+
+
+class StudySpec(Spec):
+    """A comparison: arms x seeds on one task, model and budget."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    preset: str | None = None
+    task: TaskSpec
+    model: ModelSpec
+    recipe: Recipe
+    budget: Budget
+    eval: EvalSpec = EvalSpec()
+    backend: BackendSpec = BackendSpec()
+    arms: tuple[ArmSpec, ...]
+    skipped: tuple[SkippedArm, ...] = ()
+    seeds: tuple[int, ...]
+    reference_arm: str = "GRPO"  # differences in the report are taken against it
+    delta: float = Field(0.02, gt=0)  # smallest difference of interest, absolute score
+    schedule: tuple[ScheduleEntry, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        """Stable hash of the study without its name."""
+        return stable_hash(self.model_dump(mode="json", exclude={"name"}))
+
+
+def stable_hash(data: Any) -> str:
+    """sha256 of canonical JSON."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def parse(model: type[Any], data: Mapping[str, Any], where: str) -> Any:
+    """Validates `data`; a problem becomes a UsageError that names the key and near matches."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(x) for x in first["loc"])
+        if first["type"] == "extra_forbidden":
+            fields = _fields(model, first["loc"][:-1])
+            raise UsageError(f"{where}: unknown key {key}", "no such setting", near(str(first["loc"][-1]), fields)) from None
+        raise UsageError(f"{where}: {key} = {first.get('input')!r}", str(first["msg"]), "correct that value") from None
+
+
+def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    for step in path:
+        field = model.model_fields.get(str(step))
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return sorted(model.model_fields)
+        model = annotation
+    return sorted(model.model_fields)

@@ -1,0 +1,199 @@
+"""Cold starts of `tiny`: supervised training on `chain` until pass@1 is about .35.
+
+`python -m harness.models.coldstart` regenerates `coldstarts/tiny-{0..4}.safetensors` and `coldstarts.json`, about
+25 s per seed on one thread. One thread and fixed seeds: the same machine and torch version give the same bytes.
+Nothing here is used in a run; a run reads the five files and checks their hashes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from harness.models.tiny import EOS_ID, PAD_ID, tiny_model, tiny_tokenizer
+from harness.models.weights import file_sha256, save_weights, unique_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from harness.core.ports import SingleTurnTask, Split
+    from harness.core.types import Prompt
+
+FOLDER = Path(__file__).parent / "coldstarts"
+SEEDS = (0, 1, 2, 3, 4)
+MIX = {"direct": 0.2, "scratch": 0.25, "verbose": 0.55}  # verbose first: leaves RL a length to save
+BATCH_SIZE = 64
+LEARNING_RATE = 3e-3
+STOP_AT = (0.33, 0.38)  # pass@1 is steep in steps and decides the RL outcome, so it is what we stop on
+FIRST_LOOK, LOOK_EVERY, MAX_STEPS = 100, 5, 600
+LOOK_PROMPTS, FINAL_PROMPTS, SAMPLES, MAX_NEW_TOKENS = 256, 1024, 4, 35
+_MEAN_ANSWER = 16.0  # constant denominator of the loss: a per-batch token mean would bias the style mix
+
+
+def make_batch(
+    task: SingleTurnTask, tokenizer: PreTrainedTokenizerBase, first: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Right-padded ids `[B, L]` and the mask of answer tokens (end token included)."""
+    from tasks.chain import STYLES, cold_start_answer
+
+    weights = torch.tensor([MIX[style] for style in STYLES])
+    styles = torch.multinomial(weights, BATCH_SIZE, replacement=True, generator=generator).tolist()
+    rows: list[tuple[list[int], list[int]]] = []
+    for offset, style in enumerate(styles):
+        prompt = task.item("train", first + offset)
+        answer = cold_start_answer(prompt, STYLES[style])
+        rows.append((tokenizer.encode(prompt.messages[-1]["content"]), [*tokenizer.encode(answer), EOS_ID]))
+    length = max(len(question) + len(answer) for question, answer in rows)
+    ids = torch.full((len(rows), length), PAD_ID)
+    mask = torch.zeros((len(rows), length), dtype=torch.bool)
+    for i, (asked, answered) in enumerate(rows):
+        end = len(asked) + len(answered)
+        ids[i, :end] = torch.tensor(asked + answered)
+        mask[i, len(asked) : end] = True
+    return ids, mask
+
+
+@torch.no_grad()
+def sample_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    *,
+    samples: int,
+    max_new_tokens: int,
+    seed: int,
+) -> list[list[tuple[str, bool]]]:
+    """`samples` responses per prompt at temperature 1: (text, ended by itself); prompts of one length share a batch."""
+    from transformers import DynamicCache
+
+    generator = torch.Generator().manual_seed(seed)
+    encoded = [tokenizer.encode(prompt.messages[-1]["content"]) for prompt in prompts]
+    answers: list[list[tuple[str, bool]]] = [[] for _ in prompts]
+    for length in sorted({len(ids) for ids in encoded}):
+        chosen = [i for i, ids in enumerate(encoded) if len(ids) == length]
+        ids = torch.tensor([encoded[i] for i in chosen for _ in range(samples)])
+        cache, tokens, done = DynamicCache(), [], torch.zeros(len(ids), dtype=torch.bool)
+        for _ in range(max_new_tokens):
+            logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            ids = torch.multinomial(logits.float().softmax(-1), 1, generator=generator)
+            ids = ids.masked_fill(done[:, None], EOS_ID)
+            tokens.append(ids)
+            done = done | (ids[:, 0] == EOS_ID)
+            if done.all():
+                break
+        texts = tokenizer.batch_decode(torch.cat(tokens, 1).tolist(), skip_special_tokens=True)
+        for row, (text, ended) in enumerate(zip(texts, done.tolist(), strict=True)):
+            answers[chosen[row // samples]].append((text, ended))
+    return answers
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: SingleTurnTask,
+    *,
+    split: Split,
+    first: int,
+    num_prompts: int,
+    samples: int = SAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """pass@1, pass@samples and the share of each answer style, sampled at temperature 1."""
+    prompts = [task.item(split, first + i) for i in range(num_prompts)]
+    answers = sample_texts(
+        model, tokenizer, prompts, samples=samples, max_new_tokens=MAX_NEW_TOKENS, seed=seed
+    )
+    right = [
+        [task.grade(prompt, text, "stop" if ended else "length").correct for text, ended in row]
+        for prompt, row in zip(prompts, answers, strict=True)
+    ]
+    styles = Counter(style_of(text) for row in answers for text, _ in row)
+    total = num_prompts * samples
+    return {
+        "prompts": num_prompts,
+        "samples": samples,
+        "pass@1": round(sum(map(sum, right)) / total, 4),
+        f"pass@{samples}": round(sum(map(any, right)) / num_prompts, 4),
+        "styles": {style: round(styles[style] / total, 4) for style in MIX},
+    }
+
+
+def style_of(text: str) -> str:
+    """The answer style a response is written in."""
+    return "verbose" if "!" in text else "scratch" if "+" in text or "-" in text else "direct"
+
+
+def train(seed: int, *, log: bool = True) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """One cold start: trained on the train split, stopped and measured on two disjoint ranges of validation."""
+    from tasks.chain import build
+
+    task, tokenizer, model = build(credit=False), tiny_tokenizer(), tiny_model(seed)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    for step in range(1, MAX_STEPS + 1):
+        first = ((seed + 1) << 40) + step * BATCH_SIZE  # far from the indices that a run draws
+        ids, mask = make_batch(task, tokenizer, first, generator)
+        logits = model(input_ids=ids).logits[:, :-1]
+        logp = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+        loss = -logp[mask[:, 1:]].sum() / (BATCH_SIZE * _MEAN_ANSWER)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step < FIRST_LOOK or step % LOOK_EVERY:
+            continue
+        look = measure(
+            model, tokenizer, task, split="validation", first=1 << 40, num_prompts=LOOK_PROMPTS, seed=step
+        )
+        if log:
+            _say(f"seed {seed} step {step} loss {loss.item():.3f} pass@1 {look['pass@1']:.3f}")
+        if STOP_AT[0] <= look["pass@1"] <= STOP_AT[1]:
+            final = measure(
+                model, tokenizer, task, split="validation", first=1 << 41, num_prompts=FINAL_PROMPTS, seed=seed
+            )
+            if 0.31 <= final["pass@1"] <= 0.39:
+                return model, {"seed": seed, "steps": step, **final}
+    raise SystemExit(f"seed {seed}: pass@1 was never inside {STOP_AT} within {MAX_STEPS} steps")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Trains the cold starts and writes their files and `coldstarts.json`."""
+    parser = argparse.ArgumentParser(prog="python -m harness.models.coldstart", description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="which cold starts to train")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the weight files")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    index = options.out / "coldstarts.json"
+    known = json.loads(index.read_text())["coldstarts"] if index.exists() else {}
+    for seed in options.seeds:
+        model, facts = train(seed)
+        path = options.out / f"tiny-{seed}.safetensors"
+        save_weights(unique_tensors(model), path)
+        known[path.stem] = {"file": path.name, "sha256": file_sha256(path), **facts}
+        _say(json.dumps(known[path.stem]))
+    record = {
+        "command": "python -m harness.models.coldstart",
+        "task": "chain",
+        "mix": MIX,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "coldstarts": dict(sorted(known.items())),
+    }
+    index.write_text(json.dumps(record, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

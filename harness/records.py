@@ -1,0 +1,143 @@
+"""Step outcomes -> the records of a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from harness.assemble import Assembly
+from harness.core.errors import InfrastructureError
+from harness.core.metrics import make_row
+from harness.core.results import SampleRecord
+from harness.core.types import RolloutGroup, Trajectory
+from harness.monitor.sampled import count_sampled
+from harness.monitor.step import step_metrics
+from harness.train.loop import StepOutcome
+
+READ_ROWS = 4  # training responses kept for reading per sampled step
+READ_PROMPTS = 3  # validation prompts kept for reading per evaluation: always the first ones
+
+
+def step_row(outcome: StepOutcome, parts: Assembly) -> dict[str, Any]:
+    """One row of steps.jsonl."""
+    p, gathered = outcome.progress, outcome.gathered
+    kept = {id(g) for g in gathered.groups}
+    sampled = count_sampled(
+        gathered.groups,
+        [g for g in gathered.sampled if id(g) not in kept],
+        rounds=gathered.rounds,
+        exhausted=gathered.exhausted,
+    )
+    metrics: dict[str, float | None] = {}
+    if outcome.prepared is not None:
+        ready = outcome.prepared
+        metrics = step_metrics(
+            ready.batch,
+            ready.advantages,
+            ready.shaped,
+            sampled,
+            outcome.traces,
+            ref_logp=ready.ref_logp,
+            values=ready.values,
+        )
+    else:
+        metrics = {"reward/mean": sampled.reward_mean, "signal/zero_var_frac": sampled.zero_var}
+    if outcome.moved is not None:
+        metrics["update/param_norm"] = outcome.moved[0]
+        metrics["update/rel"] = outcome.moved[0] / max(outcome.moved[1], 1e-30)
+    fields = {
+        "step": p.step,
+        "optimizer_steps_cum": p.optimizer_steps,
+        "sampled_tokens_cum": p.sampled_tokens,
+        "trained_tokens_cum": p.trained_tokens,
+        "prompts_cum": p.prompts,
+        "wallclock_s": p.wallclock_s,
+        "budget_fraction": parts.spec.budget.fraction(p.sampled_tokens, p.step),
+        "lr": outcome.lr,
+    }
+    return make_row(fields, metrics | _performance(outcome, sampled.tokens, parts))
+
+
+def _performance(outcome: StepOutcome, sampled_tokens: int, parts: Assembly) -> dict[str, float | None]:
+    s = outcome.seconds
+    whole = s["collect"] + s["prepare"] + s["logp"] + s["update"]
+    return {
+        "perf/t_gen": s["gen"],
+        "perf/t_reward": s["reward"],
+        "perf/t_logp": s["prepare"] + s["logp"],
+        "perf/t_update": s["update"],
+        "perf/t_step": whole,
+        "perf/tok_per_s_gen": sampled_tokens / max(s["gen"], 1e-9),
+        "perf/tok_per_s_e2e": sampled_tokens / max(whole, 1e-9),
+        "perf/mem_peak": parts.peak_memory_mib() / 1024,
+    }
+
+
+def train_samples(outcome: StepOutcome, parts: Assembly) -> list[SampleRecord]:
+    """The first responses of the rollout batch."""
+    if outcome.prepared is None:
+        return []
+    ready = outcome.prepared
+    lengths = ready.batch.mask.sum(-1).clamp(min=1)
+    means = (ready.advantages.advantages.sum(-1) / lengths).tolist()
+    rows = ready.batch.trajectories[:READ_ROWS]
+    return [_sample(outcome.progress.step, t, parts, a, "train") for t, a in zip(rows, means, strict=False)]
+
+
+def validation_samples(step: int, groups: Sequence[RolloutGroup], parts: Assembly) -> list[SampleRecord]:
+    """The first response to each of the first validation prompts: fixed, not cherry-picked."""
+    rows = [g.trajectories[0] for g in groups[:READ_PROMPTS]]
+    return [_sample(step, t, parts, None, "validation") for t in rows]
+
+
+def _sample(step: int, t: Trajectory, parts: Assembly, advantage: float | None, split: Any) -> SampleRecord:
+    return SampleRecord(
+        step=step,
+        prompt_id=t.prompt.id,
+        sample=t.sample,
+        prompt=parts.codec.render(t.prompt.messages),
+        response=t.text,
+        tokens=len(t.response_ids),
+        reward=t.grade.score,
+        correct=t.grade.correct,
+        extracted=t.grade.extracted,
+        why=t.grade.why,
+        advantage=advantage,
+        split=split,
+    )
+
+
+def rollout_file(folder: Path, outcome: StepOutcome) -> None:
+    """rollouts/<step>.safetensors: the tensors of a rollout batch, for replays."""
+    if outcome.prepared is None:
+        return
+    ready, batch = outcome.prepared, outcome.prepared.batch
+    width = max(len(ids) for ids in batch.prompt_ids)
+    prompts = [[-1] * (width - len(ids)) + list(ids) for ids in batch.prompt_ids]
+    tensors = {
+        "prompt_ids": torch.tensor(prompts, dtype=torch.int32),  # left-padded with -1
+        "response_ids": batch.response_ids.to(torch.int32),
+        "mask": batch.mask,
+        "behaviour_logp": batch.behaviour_logp,
+        "advantages": ready.advantages.advantages,
+        "reward": batch.reward,
+        "shaped_reward": ready.shaped,
+        "correct": batch.correct,
+        "group": batch.group.to(torch.int32),
+        "kept": ready.kept,
+        **{f"component.{name}": values for name, values in batch.components.items()},
+    }
+    optional = {"old_logp": outcome.old_logp, "ref_logp": ready.ref_logp, "values": ready.values}
+    tensors |= {name: value for name, value in optional.items() if value is not None}
+    target = folder / "rollouts" / f"{outcome.progress.step:08d}.safetensors"
+    try:
+        target.parent.mkdir(exist_ok=True)
+        temporary = target.with_suffix(".tmp")
+        save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, temporary)
+        temporary.replace(target)
+    except OSError as error:
+        raise InfrastructureError(f"cannot write {target}: {error}; free space, then run the same command") from error

@@ -1,0 +1,163 @@
+"""Study folder -> report data. Every renderer reads the result of `build_report` and nothing else.
+
+Layout (schema_version 1); an *estimate* is {value, low, high, n, level, estimator, note, runs}:
+
+    study       name, task, model, parameters, budget, seeds, delta, reference arm, toy flag
+    answer      headline, details, status, uncontrolled
+    groups      arms that may be ranked together: bracket, roster, reference, arms (best mean first), best_set
+    arms        one row per arm: seeds, score, gain, collapse, cost and stability estimates, statuses, style
+    comparisons every arm minus its reference: value, low, high, n, p, test, family, label, why, runs
+    all_pairs   the same inside each group (exploratory); ranks: bootstrap rank distributions
+    base        score before training, one value per seed pair
+    thresholds  share -> arm -> tokens and steps needed, with censoring
+    curves      held-out score per run and arm; panels: stability metrics per run
+    components  slots x arms; differences: dotted paths; identical: arms with equal resolved algorithms
+    setup       fairness contract: what must be the same, and whether it was
+    noise       seed SD, evaluation SE, spread within and between cold starts
+    samples     first prompts with a response per arm; runs: every run; events; tally; caveats; provenance; glossary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.core.metrics import BY_KEY
+from harness.report import text, verdict
+from harness.report.answer import answer, caveats
+from harness.report.collect import question_scores, run_facts
+from harness.report.components import differences, identical, matrix, resolved, shared_setup
+from harness.report.curves import PANELS, learning_curves, panels, pick_split
+from harness.report.provenance import provenance
+from harness.report.samples import samples
+from harness.report.style import assign
+
+if TYPE_CHECKING:
+    from harness.core.results import StudyFolder
+
+SCHEMA_VERSION = 1
+STATUSES = ("completed", "collapsed", "no_learning", "infra_failed", "unfinished")
+ALSO = ("kl_ref/k3", "update/rel", "budget/sampled_tokens")  # glossary entries beyond the panels
+
+
+def build_report(study: StudyFolder) -> dict[str, Any]:
+    """All numbers of the report as plain JSON data."""
+    by_arm = {arm.name: list(study.of(arm.name)) for arm in study.spec.arms}
+    facts = {arm: [run_facts(r) for r in runs] for arm, runs in by_arm.items()}
+    questions = {r.path.name: question_scores(r) for r in study.runs}
+    styles = assign([(a.name, a.algorithm, a.bracket) for a in study.spec.arms])
+    arms = [
+        verdict.arm_row({**a.model_dump(mode="json"), "style": styles[a.name]}, facts[a.name], len(study.spec.seeds))
+        for a in study.spec.arms
+    ]
+    split = pick_split(study.runs)
+    curves = learning_curves(by_arm, split)
+    report: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "kind": "study report", "study": _study(study, facts)}
+    report |= _judged(study, arms, facts, questions)
+    algorithms = resolved(by_arm)
+    report |= {
+        "thresholds": verdict.thresholds(curves, {a["name"]: a for a in arms}),
+        "curves": {"split": split, "budget": study.spec.budget.sampled_tokens, "arms": curves},
+        "panels": panels(by_arm),
+        "components": matrix(algorithms, study.spec.reference_arm),
+        "differences": differences(algorithms, study.spec.reference_arm),
+        "identical": identical(algorithms),
+        "setup": shared_setup(study.runs) if study.runs else [],
+        "noise": verdict.noise(facts),
+        "samples": samples(by_arm),
+        "runs": [f for runs in facts.values() for f in runs],
+        "missing": [{"arm": arm, "seed": seed} for arm, seed in study.missing],
+        "unlisted": list(study.unlisted),
+        "tally": _tally(study, facts),
+        "provenance": provenance(study),
+        "glossary": _glossary(),
+    }
+    check_tally(report["tally"])
+    report["caveats"] = caveats(report)
+    report["answer"] = answer(report)
+    return report
+
+
+def _judged(
+    study: StudyFolder, arms: list[dict[str, Any]], facts: Mapping[str, Sequence[dict[str, Any]]],
+    questions: Mapping[str, Mapping[str, float]],
+) -> dict[str, Any]:  # fmt: skip
+    delta = study.spec.delta
+    listed = verdict.groups(arms, study.spec.reference_arm)
+    pairs = verdict.all_pairs(listed, facts, questions, delta)
+    verdict.best_sets(listed, {a["name"]: a for a in arms}, pairs)
+    return {
+        "groups": listed,
+        "arms": arms,
+        "comparisons": verdict.compare(listed, facts, questions, delta),
+        "all_pairs": pairs,
+        "ranks": verdict.ranks(listed, facts),
+        "base": verdict.base(facts),
+    }
+
+
+def _study(study: StudyFolder, facts: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    spec = study.spec
+    parameters = {r.result.parameters for r in study.runs if r.result}
+    size = max(parameters, default=None)
+    return {
+        "name": spec.name,
+        "preset": spec.preset,
+        "hash": spec.hash,
+        "task": spec.task.name,
+        "task_params": spec.task.params,
+        "model": spec.model.name,
+        "model_params": spec.model.params,
+        "parameters": size,
+        "parameters_words": text.count(size) if size is not None else "an unknown number of",
+        "toy": spec.model.name.lower().startswith("tiny"),
+        "budget": spec.budget.model_dump(mode="json"),
+        "budget_words": _budget_words(spec.budget.sampled_tokens, spec.budget.steps),
+        "seeds": list(spec.seeds),
+        "reference": spec.reference_arm,
+        "delta": spec.delta,
+        "on_policy": bool(facts) and _on_policy([f for runs in facts.values() for f in runs]),
+    }
+
+
+def _on_policy(runs: Sequence[dict[str, Any]]) -> bool:
+    known = [r["updates_per_batch"] for r in runs if r["updates_per_batch"] is not None]
+    return bool(known) and all(u == 1 for u in known)
+
+
+def _budget_words(tokens: int | None, steps: int | None) -> str:
+    parts = [f"{tokens:,} sampled tokens"] if tokens is not None else []
+    parts += [f"{steps:,} steps"] if steps is not None else []
+    return " or ".join(parts)
+
+
+def _tally(study: StudyFolder, facts: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    runs = [f for members in facts.values() for f in members]
+    found: dict[str, Any] = {s: sum(r["status"] == s for r in runs) for s in STATUSES}
+    split = {
+        s: {v: sum(r["status"] == s and r["validity"] == v for r in runs) for v in ("PASS", "WARN", "INVALID")}
+        for s in STATUSES
+    }
+    return {
+        **found, "started": len(runs), "missing": len(study.missing), "by_validity": split,
+        "planned": len(study.spec.arms) * len(study.spec.seeds), "unlisted": len(study.unlisted),
+        "wallclock_s": sum(r["wallclock_s"] or 0.0 for r in runs),
+        "sampled_tokens": sum(r["sampled_tokens"] for r in runs),
+    }  # fmt: skip
+
+
+def check_tally(tally: Mapping[str, Any]) -> None:
+    """Every run is accounted for: started = completed + collapsed + no_learning + infra_failed + unfinished."""
+    assert tally["started"] == sum(tally[s] for s in STATUSES), f"runs are missing from the tally: {tally}"
+    assert tally["planned"] == tally["started"] + tally["missing"], f"planned runs are missing from the tally: {tally}"
+
+
+def _glossary() -> list[dict[str, Any]]:
+    keys = dict.fromkeys([key for key, *_ in PANELS] + list(ALSO))
+    return [
+        {"key": m.key, "formula": m.formula, "unit": m.unit, "aggregation": m.aggregation, "doc": m.doc,
+         "not_applicable": m.not_applicable}
+        for m in (BY_KEY[k] for k in keys)
+    ]  # fmt: skip
+
+

@@ -1,0 +1,175 @@
+"""Run folders -> one flat record of facts per run. Nothing is judged or averaged over runs here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness.stats.estimate import clustered_mean, finite
+
+if TYPE_CHECKING:
+    from harness.core.results import EvalRecord, RunFolder, RunResult
+
+COUNTED = ("completed", "collapsed", "no_learning")  # statuses whose score enters every mean
+TAIL = 0.1  # share of the steps that "end of training" means
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """The held-out score of a run at its budget, and where it comes from."""
+
+    value: float | None
+    source: str
+
+
+def status_of(run: RunFolder) -> str:
+    """The status of a finished run, or `unfinished`."""
+    return run.result.status if run.result is not None else "unfinished"
+
+
+def score_of(run: RunFolder) -> Score:
+    """The final test score; a collapsed run keeps the last evaluation of the collapsed model, or 0 (never its best)."""
+    result = run.result
+    if result is None or result.status == "infra_failed":
+        return Score(value=None, source="no score: the run did not reach its budget")
+    if result.final_score is not None:
+        return Score(value=result.final_score, source="test split at the end of the budget")
+    if result.status == "collapsed":
+        last = _last(run.evals)
+        if last is not None and last.step > 0:
+            return Score(value=last.score, source=f"last evaluation before the end ({last.split}, step {last.step})")
+        return Score(value=0.0, source="no usable evaluation: score of an always-wrong policy")
+    return Score(value=None, source="no final evaluation was recorded")
+
+
+def _last(evals: Iterable[EvalRecord], split: str | None = None) -> EvalRecord | None:
+    kept = [e for e in evals if split is None or e.split == split]
+    return max(kept, key=lambda e: e.step) if kept else None
+
+
+def final_eval(run: RunFolder) -> EvalRecord | None:
+    """The evaluation the final score comes from: the last one on the test split after training began."""
+    last = _last(run.evals, "test")
+    return last if last is not None and last.step > 0 else None
+
+
+def question_scores(run: RunFolder) -> dict[str, float]:
+    """Question id -> share correct in the final evaluation."""
+    record = final_eval(run)
+    return {q.id: q.correct / q.n for q in record.questions if q.n > 0} if record else {}
+
+
+def curve(run: RunFolder, split: str) -> dict[str, list[float]]:
+    """Held-out score over steps and sampled tokens."""
+    points = {e.step: e for e in run.evals if e.split == split}
+    ordered = [points[step] for step in sorted(points)]
+    return {
+        "step": [float(e.step) for e in ordered],
+        "sampled_tokens": [float(e.sampled_tokens_cum) for e in ordered],
+        "score": [e.score for e in ordered],
+    }
+
+
+def values(steps: Sequence[dict[str, Any]], key: str) -> list[float | None]:
+    """One column; missing and non-finite entries are None."""
+    return [_number(row.get(key)) for row in steps]
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if np.isfinite(value) else None
+
+
+def tail_mean(column: Sequence[float | None]) -> float | None:
+    """Mean over the last tenth of the steps (at least five)."""
+    length = max(5, int(np.ceil(TAIL * len(column))))
+    kept = finite(column[-length:])
+    return float(kept.mean()) if len(kept) else None
+
+
+def whole_mean(column: Sequence[float | None]) -> float | None:
+    """Mean over all steps."""
+    kept = finite(column)
+    return float(kept.mean()) if len(kept) else None
+
+
+def updates_per_batch(run: RunFolder) -> int | None:
+    """Optimizer steps per rollout batch that the algorithm asks for."""
+    resolved = run.result.algorithm_resolved if run.result else {}
+    updates = resolved.get("updates")
+    if not isinstance(updates, dict):
+        return None
+    return int(updates.get("mini_batches", 1)) * int(updates.get("epochs", 1))
+
+
+def run_facts(run: RunFolder) -> dict[str, Any]:
+    """The row of a run in the run list and in runs.csv."""
+    result, spec, score = run.result, run.spec, score_of(run)
+    state = status_of(run)
+    last = run.steps[-1] if run.steps else {}
+    record = final_eval(run)
+    se = clustered_mean([q.correct for q in record.questions], [q.n for q in record.questions])[1] if record and record.questions else None
+    invalid = result is not None and result.validity == "INVALID"
+    counted = state in COUNTED and not invalid and score.value is not None
+    return {
+        "id": run.path.name,
+        "arm": spec.arm,
+        "seed": spec.seed,
+        "bracket": spec.bracket,
+        "roster": spec.roster,
+        "status": state,
+        "validity": result.validity if result else None,
+        "validity_reasons": list(result.validity_reasons) if result else [],
+        "error": result.error if result else None,
+        "counted": counted,
+        "why_not_counted": None if counted else _why_not(state, invalid, score),
+        "score": score.value if counted else None,
+        "score_source": score.source,
+        "base_score": result.base_score if result else _base(run.evals),
+        "best_validation": result.best_validation if result else None,
+        "eval_se": se,
+        "eval_questions": len(record.questions) if record else 0,
+        "eval_samples": record.samples if record else None,
+        "length": record.length_mean if record else tail_mean(values(run.steps, "len/mean")),
+        "truncated": record.truncated if record else None,
+        "steps": result.steps if result else int(last.get("step") or 0),
+        "optimizer_steps": result.optimizer_steps if result else int(last.get("optimizer_steps_cum") or 0),
+        "sampled_tokens": result.sampled_tokens if result else int(last.get("sampled_tokens_cum") or 0),
+        "trained_tokens": result.trained_tokens if result else int(last.get("trained_tokens_cum") or 0),
+        "prompts": int(last["prompts_cum"]) if last.get("prompts_cum") is not None else None,
+        "wallclock_s": result.wallclock_s if result else _number(last.get("wallclock_s")),
+        "memory_mib": _memory(result),
+        "resumes": result.resumes if result else None,
+        "entropy_end": tail_mean(values(run.steps, "entropy/exact")),
+        "kl_old": whole_mean(values(run.steps, "kl_old/k3/last")),
+        "clip_tok_any": whole_mean(values(run.steps, "clip/tok_any/last")),
+        "explained_var": tail_mean(values(run.steps, "value/explained_var")),
+        "updates_per_batch": updates_per_batch(run),
+        "events": [{"type": e.type, "severity": e.severity, "onset_step": e.onset_step} for e in run.events],
+        "spec_hash": spec.hash,
+        "start_weights": result.provenance.model_sha256 if result else None,
+        "deviations": list(result.deviations) if result else [],
+    }
+
+
+def _base(evals: Iterable[EvalRecord]) -> float | None:
+    start = [e for e in evals if e.step == 0 and e.split == "test"]
+    return start[0].score if start else None
+
+
+def _memory(result: RunResult | None) -> float | None:
+    if result is None or result.peak_memory_mib is None:
+        return None
+    return max(0.0, result.peak_memory_mib - (result.memory_after_import_mib or 0.0))
+
+
+def _why_not(state: str, invalid: bool, score: Score) -> str:
+    if state == "unfinished":
+        return "not finished; running the same command again continues it"
+    if state == "infra_failed":
+        return "failed for reasons outside the algorithm; running the same command again repeats it"
+    return "the set-up is INVALID" if invalid else score.source

@@ -1,0 +1,113 @@
+"""Curves as data: per run and per arm, with t bands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness.core.metrics import BY_KEY
+from harness.report.collect import curve, values
+from harness.stats.estimate import mean_t
+
+if TYPE_CHECKING:
+    from harness.core.results import RunFolder
+
+MAX_POINTS = 200  # per line; longer runs are thinned by taking the mean of neighbouring steps
+LEARNING_POINTS = 25
+
+# key in the metric dictionary, column, title, log axis
+PANELS: tuple[tuple[str, str, str, bool], ...] = (
+    ("reward/mean", "reward/mean", "Training reward", False),
+    ("entropy/exact", "entropy/exact", "Entropy", False),
+    ("kl_old/k3", "kl_old/k3/last", "KL to the old policy (k3)", True),
+    ("grad/norm_pre", "grad/norm_pre/max", "Gradient norm before clipping", True),
+    ("clip/tok_any", "clip/tok_any/last", "Clipped tokens", True),
+    ("ratio/ess_tok", "ratio/ess_tok/last", "Effective sample size", False),
+    ("len/mean", "len/mean", "Response length", False),
+    ("len/trunc_rate", "len/trunc_rate", "Truncated responses", False),
+    ("signal/zero_var_frac", "signal/zero_var_frac", "Groups without signal", False),
+    ("value/explained_var", "value/explained_var", "Explained variance of the critic", False),
+    ("mismatch/k3", "mismatch/k3", "Sampler-trainer mismatch (k3)", True),
+)
+
+
+def round6(value: float | None) -> float | None:
+    """Six significant digits: enough for a plot, and a small file."""
+    return None if value is None or not np.isfinite(value) else float(f"{value:.6g}")
+
+
+def pick_split(runs: Sequence[RunFolder]) -> str:
+    """The split the learning curves use: validation, or test where nothing was evaluated during training."""
+    return "validation" if any(e.split == "validation" for r in runs for e in r.evals) else "test"
+
+
+def learning_curves(runs: Mapping[str, Sequence[RunFolder]], split: str) -> dict[str, Any]:
+    """Arm -> {runs: [...], mean: {step: ..., sampled_tokens: ...}} of the held-out score."""
+    arms: dict[str, Any] = {}
+    for arm, members in runs.items():
+        lines = [{"run": r.path.name, "seed": r.spec.seed, **curve(r, split)} for r in members]
+        lines = [line for line in lines if line["score"]]
+        arms[arm] = {
+            "runs": lines,
+            "mean": {axis: _band([(ln[axis], ln["score"]) for ln in lines], points=LEARNING_POINTS)
+                     for axis in ("step", "sampled_tokens")},
+        }  # fmt: skip
+    return arms
+
+
+def _band(lines: Sequence[tuple[Sequence[float], Sequence[float]]], points: int) -> dict[str, Any]:
+    """Mean and 95 % t band of piecewise linear curves on a common grid up to the shortest of them."""
+    lines = [(x, y) for x, y in lines if len(x)]
+    if not lines:
+        return {"x": [], "mean": [], "low": [], "high": [], "n": 0}
+    start, end = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
+    shared = sorted(set(lines[0][0]).intersection(*(set(x) for x, _ in lines[1:])))
+    grid = shared if shared and shared[-1] == end else list(np.linspace(start, end, points)) if end > start else [end]
+    table = np.array([np.interp(grid, x, y) for x, y in lines])
+    found = [mean_t(list(column)) for column in table.T]
+    return {
+        "x": [round6(float(g)) for g in grid],
+        "mean": [round6(e.value) for e in found],
+        "low": [round6(e.low) for e in found],
+        "high": [round6(e.high) for e in found],
+        "n": len(lines),
+    }
+
+
+def panels(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
+    """Stability panels: one metric each, a line per run, thinned; panels without any value say why."""
+    found = []
+    for key, column, title, log in PANELS:
+        metric = BY_KEY[key]
+        lines: dict[str, Any] = {}
+        for arm, members in runs.items():
+            kept = [line for line in (_line(r, column) for r in members) if line is not None]
+            if kept:
+                lines[arm] = kept
+        if not lines and key in ("value/explained_var", "mismatch/k3"):
+            continue
+        absent = [arm for arm in runs if arm not in lines]
+        found.append({
+            "key": key, "column": column, "title": title, "unit": metric.unit, "log": log, "arms": lines,
+            "absent": absent, "why_absent": metric.not_applicable or "not recorded",
+        })  # fmt: skip
+    return found
+
+
+def _line(run: RunFolder, column: str) -> dict[str, Any] | None:
+    y = values(run.steps, column)
+    if all(v is None for v in y):
+        return None
+    x = [float(row["step"]) for row in run.steps]
+    width = int(np.ceil(len(x) / MAX_POINTS))
+    if width > 1:
+        x, y = _thin(x, y, width)
+    return {"run": run.path.name, "seed": run.spec.seed, "x": x, "y": [round6(v) for v in y]}
+
+
+def _thin(x: list[float], y: list[float | None], width: int) -> tuple[list[float], list[float | None]]:
+    chunks = range(0, len(x), width)
+    known = [[v for v in y[i : i + width] if v is not None] for i in chunks]
+    return [x[min(i + width, len(x)) - 1] for i in chunks], [float(np.mean(k)) if k else None for k in known]

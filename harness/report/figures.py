@@ -1,0 +1,287 @@
+"""Figures as inline SVG. Text stays text; ink colours are CSS variables, so light, dark and print all work."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from harness.report import text
+
+INK, MUTED, LINE, BAND = "#010203", "#010204", "#010205", "#010206"  # stand-ins, replaced by CSS variables
+VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", BAND: "var(--band)"}
+STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 9.0,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 3.0,
+    "ytick.major.size": 0.0,
+    "text.color": INK,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "lines.solid_capstyle": "round",
+    "path.simplify": True,
+}
+Style = Mapping[str, Mapping[str, str]]
+TOKENS = FuncFormatter(lambda value, _: text.count(value))
+
+
+def svg(name: str, alt: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
+    """Draws a figure and returns it as an inline element; the same input gives the same bytes."""
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=size, layout="none")
+        draw(figure)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _inline(buffer.getvalue(), name, alt)
+
+
+def _inline(source: str, name: str, alt: str) -> str:
+    body = source[source.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.S)
+    body = re.sub(r'<g id="[^"]*">', "<g>", body)
+    body = re.sub(r"<!--.*?-->\s*", "", body, flags=re.S)
+    slug = re.sub(r"\W+", "-", name)
+    body = re.sub(r'( id="|"#|url\(#)', rf"\g<1>{slug}-", body)
+    body = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--sans)", body)
+    for color, variable in VARIABLES.items():
+        body = body.replace(color, variable)
+    box = re.search(r'viewBox="[^"]*"', body)
+    head = f'<svg {box.group(0) if box else ""} role="img" aria-label="{escape(alt)}" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    return head + re.sub(r"\s*\n\s*", "\n", body[body.index(">") + 1 :]).strip()
+
+
+def learning(report: Mapping[str, Any], axis: str) -> str:
+    """Held-out score of all arms: thin seeds, thick mean, names at the right."""
+    curves, styles = report["curves"], _styles(report)
+    label = "Rollout steps" if axis == "step" else "Sampled tokens (discarded ones included)"
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((0.09, 0.14, 0.72, 0.82))
+        ends = []
+        for arm, data in curves["arms"].items():
+            for line in data["runs"]:
+                axes.plot(line[axis], line["score"], color=styles[arm]["color"], lw=0.7, alpha=0.28)
+            mean = data["mean"][axis]
+            if mean["x"]:
+                _mean(axes, mean, styles[arm])
+                ends.append((mean["mean"][-1], f"{arm}", styles[arm]["color"]))
+        _score_axis(axes, curves)
+        axes.set_xlabel(label)
+        axes.set_xlim(left=0)
+        if axis == "sampled_tokens":
+            axes.xaxis.set_major_formatter(TOKENS)
+            if curves["budget"]:
+                axes.axvline(curves["budget"], color=MUTED, lw=0.8, ls=(0, (2, 2)))
+        axes.set_ylabel(f"Score, {curves['split']} split")
+        _name_ends(axes, ends)
+
+    return svg(f"learning-{axis}", f"Held-out score over {label.lower()}, one line per arm", (5.7, 3.5), draw)
+
+
+def _styles(report: Mapping[str, Any]) -> Style:
+    return {a["name"]: a["style"] for a in report["arms"]}
+
+
+def _mean(axes: Axes, mean: Mapping[str, Any], style: Mapping[str, str], lw: float = 2.0) -> None:
+    every = max(1, len(mean["x"]) // 8)
+    axes.plot(
+        mean["x"], mean["mean"], color=style["color"], lw=lw, ls=style["dash"], marker=style["marker"], ms=4.5,
+        markevery=every, mew=0.8 if style["marker"] not in "x+1" else 1.4,
+    )  # fmt: skip
+
+
+def _score_axis(axes: Axes, curves: Mapping[str, Any]) -> None:
+    top = max((s for d in curves["arms"].values() for line in d["runs"] for s in line["score"]), default=1.0)
+    axes.set_ylim(0, min(1.02, max(0.1, 1.06 * top)))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def _name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], gap: float = 0.058) -> None:
+    """Names beside the end points, moved apart where they would overlap, with a hairline back."""
+    if not ends:
+        return
+    low, high = axes.get_ylim()
+    ordered = sorted(ends)
+    places = _spread([(v - low) / (high - low) for v, *_ in ordered], gap)
+    for (value, name, color), place in zip(ordered, places, strict=True):
+        start = (value - low) / (high - low)
+        axes.plot([1.0, 1.02, 1.04], [start, place, place], transform=axes.transAxes, color=color, lw=0.7, clip_on=False)
+        axes.text(1.05, place, _short(name, 19), transform=axes.transAxes, color=INK, va="center", fontsize=8.5)
+
+
+def _spread(places: Sequence[float], gap: float) -> list[float]:
+    """Sorted positions moved the least so that neighbours are `gap` apart."""
+    blocks: list[tuple[float, int]] = []  # centre, members
+    for place in places:
+        blocks.append((place, 1))
+        while len(blocks) > 1 and blocks[-1][0] - blocks[-2][0] < gap * (blocks[-1][1] + blocks[-2][1]) / 2:
+            (b, m), (a, n) = blocks.pop(), blocks.pop()
+            blocks.append(((a * n + b * m) / (n + m), n + m))
+    found = [centre + gap * (i - (size - 1) / 2) for centre, size in blocks for i in range(size)]
+    shift = min(0.0, 1.0 - found[-1]) + max(0.0, -found[0])
+    return [f + shift for f in found]
+
+
+def _short(name: str, limit: int) -> str:
+    return name if len(name) <= limit else name[: limit - 1] + "\u2026"
+
+
+def arm_curves(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """One small figure per arm: its seeds, mean and 95 % band over the other arms' means in grey."""
+    curves, styles = report["curves"], _styles(report)
+    top = [a["name"] for a in report["arms"] if curves["arms"].get(a["name"], {}).get("runs")]
+    return [{"arm": arm, "svg": _arm_curve(curves, styles, arm)} for arm in top]
+
+
+def _arm_curve(curves: Mapping[str, Any], styles: Style, arm: str) -> str:
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((0.13, 0.2, 0.84, 0.76))
+        for other, data in curves["arms"].items():
+            if other != arm:
+                axes.plot(data["mean"]["sampled_tokens"]["x"], data["mean"]["sampled_tokens"]["mean"], color=LINE, lw=1.1)
+        mean, color = curves["arms"][arm]["mean"]["sampled_tokens"], styles[arm]["color"]
+        if mean["n"] >= 3:
+            low, high = (np.array(mean[k], dtype=float) for k in ("low", "high"))
+            axes.fill_between(mean["x"], np.clip(low, 0, 1), np.clip(high, 0, 1), color=color, alpha=0.18, lw=0)
+        for line in curves["arms"][arm]["runs"]:
+            axes.plot(line["sampled_tokens"], line["score"], color=color, lw=0.8, alpha=0.55)
+        _mean(axes, mean, styles[arm], lw=1.8)
+        _score_axis(axes, curves)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(TOKENS)
+        axes.set_xlabel("Sampled tokens")
+
+    return svg(f"arm-{arm}", f"Held-out score of {arm} with seeds and 95 % band", (3.4, 2.2), draw)
+
+
+def forest(report: Mapping[str, Any]) -> str | None:
+    """Differences from the reference with intervals; the equivalence band is shaded."""
+    rows = [c for c in report["comparisons"] if c["value"] is not None]
+    if not rows:
+        return None
+    styles, delta = _styles(report), report["study"]["delta"]
+    height = 0.75 + 0.34 * len(rows)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((0.24, 0.5 / height, 0.52, 1 - 0.6 / height))
+        axes.axvspan(-delta, delta, color=BAND, lw=0)
+        axes.axvline(0, color=MUTED, lw=0.8)
+        for y, c in enumerate(reversed(rows)):
+            color = styles[c["a"]]["color"]
+            if c["low"] is not None:
+                axes.plot([c["low"], c["high"]], [y, y], color=color, lw=2.0)
+            axes.plot([c["value"]], [y], marker=styles[c["a"]]["marker"], color=color, ms=6.5, mew=1.4, ls="none")
+            axes.text(1.03, y, text.label_words(c["label"]), transform=axes.get_yaxis_transform(), va="center",
+                      fontsize=8.5, color=INK)  # fmt: skip
+        axes.set_yticks(range(len(rows)), [f"{_short(c['a'], 18)} \u2212 {_short(c['b'], 10)}" for c in reversed(rows)])
+        axes.tick_params(axis="y", labelcolor=INK, labelsize=8.5)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.grid(visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("Difference in score (95 % interval)")
+        _zero_inside(axes, delta)
+
+    return svg("forest", "Differences in score from the reference arm, with 95 % intervals", (7.2, height), draw)
+
+
+def _zero_inside(axes: Axes, delta: float) -> None:
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, -2 * delta), max(high, 2 * delta))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: "0" if abs(v) < 1e-9 else f"{v:+.2g}".replace("-", text.MINUS)))
+    axes.xaxis.set_major_locator(MaxNLocator(7))
+
+
+def panel_figures(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One small figure per stability metric."""
+    onsets = {r["id"]: [e["onset_step"] for e in r["events"]] for r in report["runs"]}
+    styles = _styles(report)
+    return [{**p, "svg": _panel(p, styles, onsets) if p["arms"] else None} for p in report["panels"]]
+
+
+def _panel(panel: Mapping[str, Any], styles: Style, onsets: Mapping[str, Sequence[int]]) -> str:
+    everything = [v for lines in panel["arms"].values() for ln in lines for v in ln["y"] if v is not None]
+    log = panel["log"] and any(v > 0 for v in everything)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((0.15, 0.2, 0.82, 0.75))
+        for arm, lines in panel["arms"].items():
+            for line in lines:
+                y = np.array([np.nan if v is None or (log and v <= 0) else v for v in line["y"]], dtype=float)
+                axes.plot(line["x"], y, color=styles[arm]["color"], lw=0.9, alpha=0.75, ls=styles[arm]["dash"])
+                for onset in onsets.get(line["run"], ()):
+                    axes.plot(onset, np.interp(onset, line["x"], y), "o", mfc="none", mec=INK, ms=7, mew=1.0)
+        axes.set_xlabel("Rollout steps")
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _panel_scale(axes, panel, everything, log)
+
+    return svg(f"panel-{panel['key']}", f"{panel['title']} over rollout steps", (3.4, 2.2), draw)
+
+
+def _panel_scale(axes: Axes, panel: Mapping[str, Any], everything: Sequence[float], log: bool) -> None:
+    if not log:
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: text.number(v) if v else "0"))
+        if everything and min(everything) >= 0 and not panel["key"].startswith("ratio/"):
+            axes.set_ylim(bottom=0)
+        return
+    axes.set_yscale("log")
+    positive = [v for v in everything if v > 0]
+    low, high = min(positive), max(positive)
+    axes.set_ylim(10 ** np.floor(np.log10(low) + 1e-9), 10 ** np.ceil(np.log10(high) - 1e-9) * (10 if low == high else 1))
+    axes.yaxis.set_major_locator(LogLocator(numticks=5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if 1e-4 <= v < 1e5 else f"1e{np.log10(v):.0f}".replace("-", text.MINUS)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def marker(style: Mapping[str, str]) -> str:
+    """A small swatch: the arm's line and marker."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        axes.plot([0, 1, 2], [0, 0, 0], color=style["color"], lw=2, ls=style["dash"], marker=style["marker"], ms=6,
+                  markevery=[1], mew=0.8 if style["marker"] not in "x+1" else 1.6)  # fmt: skip
+        axes.set_xlim(-0.1, 2.1)
+
+    return svg(f"swatch-{style['color']}-{style['marker']}", "", (0.34, 0.16), draw).replace("<svg ", '<svg class="swatch" ')
+
+
+def strip(seeds: Sequence[Mapping[str, Any]], estimate: Mapping[str, Any], color: str, span: tuple[float, float]) -> str:
+    """Every seed's score as a dot on a common scale, over the arm's interval; collapsed runs are hollow."""
+    width, low, high = 132.0, *span
+    place = lambda v: 4 + (width - 8) * (min(max(v, low), high) - low) / (high - low)  # noqa: E731
+    parts = [f'<line x1="4" x2="{width - 4:g}" y1="9" y2="9" style="stroke:var(--line)"/>']
+    if estimate["low"] is not None:
+        x0, x1 = place(estimate["low"]), place(estimate["high"])
+        parts.append(f'<rect x="{x0:.1f}" y="5.5" width="{x1 - x0:.1f}" height="7" rx="1.5" style="fill:{color};opacity:.22"/>')
+    for seed in seeds:
+        look = f"fill:none;stroke:{color}" if seed["status"] == "collapsed" else f"fill:{color};opacity:.85"
+        parts.append(f'<circle cx="{place(seed["score"]):.1f}" cy="9" r="2.7" style="{look}"/>')
+    if estimate["value"] is not None:
+        x = place(estimate["value"])
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="2" y2="16" style="stroke:var(--ink);stroke-width:1.4"/>')
+    return f'<svg class="strip" viewBox="0 0 {width:g} 18" role="img" aria-label="scores of the seeds">{"".join(parts)}</svg>'

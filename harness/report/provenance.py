@@ -1,0 +1,50 @@
+"""Where the numbers come from."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.core.results import StudyFolder
+
+FIELDS = (
+    ("harness_version", "Harness"),
+    ("numerics_version", "Numerics version"),
+    ("git_commit", "Commit"),
+    ("git_dirty", "Uncommitted changes"),
+    ("python", "Python"),
+    ("platform", "Platform"),
+    ("cpu", "CPU"),
+    ("num_cpus", "CPU cores"),
+    ("gpu", "GPU"),
+    ("model_sha256", "Initial weights (sha256)"),
+    ("tokenizer_sha256", "Tokenizer (sha256)"),
+    ("template_sha256", "Template (sha256)"),
+)
+
+
+def provenance(study: StudyFolder) -> dict[str, Any]:
+    """Values over all finished runs; more than one value of a field is listed, not hidden."""
+    found = [r.result.provenance for r in study.runs if r.result]
+    rows = [{"what": title, "values": _distinct([getattr(p, field) for p in found])} for field, title in FIELDS]
+    packages = _distinct([", ".join(f"{k} {v}" for k, v in sorted(p.packages.items())) for p in found])
+    ended = [p.finished for p in found if p.finished]
+    return {
+        "rows": [r for r in rows if r["values"]],
+        "packages": packages,
+        "commands": _distinct([shlex.join(p.command) for p in found if p.command]),
+        "started": min((p.started for p in found), default=None),
+        "finished": max(ended, default=None),
+        "study_hash": study.spec.hash,
+        "backend": study.spec.backend.model_dump(mode="json"),
+        "regenerate": f"harness report <results>/{study.path.name}",
+    }
+
+
+def _distinct(values: list[Any]) -> list[str]:
+    return list(dict.fromkeys(_say(v) for v in values if v is not None))
+
+
+def _say(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

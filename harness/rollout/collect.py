@@ -1,0 +1,90 @@
+"""Prompts -> graded groups. The episode loop of multi-turn tasks belongs here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from harness.core.errors import UsageError
+from harness.core.ports import SampleRequest, Sampler, Task
+from harness.core.randomness import counter
+from harness.core.types import Completion, Done, Prompt, RolloutGroup, Trajectory
+from harness.rollout.codec import Codec, last_token, token_ends
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collector:
+    """Samples and grades; holds no state of its own."""
+
+    task: Task
+    sampler: Sampler
+    codec: Codec
+    max_new_tokens: int
+    temperature: float
+    context: int  # tokens the model can attend to
+    clock: Callable[[], float]
+
+    def collect(self, prompts: Sequence[Prompt], num_samples: int, key: tuple[int, ...]) -> Collected:
+        """`num_samples` graded responses per prompt; `key` = (seed, rollout) opens the random stream."""
+        start = self.clock()
+        requests = [self._request(p, num_samples, key) for p in prompts]
+        completions = self.sampler.generate(
+            requests, max_new_tokens=self.max_new_tokens, temperature=self.temperature
+        )
+        generated = self.clock()
+        piece = lru_cache(maxsize=None)(lambda i: self.codec.decode((i,)))
+        groups = []
+        for prompt, request, answers in zip(prompts, requests, completions, strict=True):
+            rows = tuple(self._grade(prompt, request, j, c, piece) for j, c in enumerate(answers))
+            groups.append(RolloutGroup(prompt=prompt, trajectories=rows))
+        return Collected(groups=groups, t_gen=generated - start, t_reward=self.clock() - generated)
+
+    def _request(self, prompt: Prompt, num_samples: int, key: tuple[int, ...]) -> SampleRequest:
+        ids = self.codec.encode(prompt.messages)
+        if len(ids) + self.max_new_tokens > self.context:
+            raise UsageError(
+                f"prompt {prompt.id} of {len(ids)} tokens and responses of up to {self.max_new_tokens}",
+                f"the model attends to {self.context} tokens",
+                f"--set recipe.max_new_tokens={max(1, self.context - len(ids))} or less, or shorter prompts",
+            )
+        name = counter(prompt.id)
+        return SampleRequest(prompt_ids=ids, keys=tuple((*key, name, j, 0) for j in range(num_samples)))
+
+    def _grade(
+        self, prompt: Prompt, request: SampleRequest, sample: int, done: Completion, piece: Callable[[int], str]
+    ) -> Trajectory:
+        text = self.codec.decode(done.token_ids)
+        _, reply = self.task.step(self.task.start(prompt), text, done.finish_reason)
+        if not isinstance(reply, Done):
+            raise UsageError(
+                f"task {self.task.info.name}", "it answered a response with another turn", "a single-turn task"
+            )
+        credit: tuple[tuple[int, float], ...] = ()
+        if reply.grade.credit:
+            ends = token_ends(done.token_ids, text, piece, self.codec.decode)
+            found = ((last_token(ends, c.span), c.reward) for c in reply.grade.credit)
+            credit = tuple((end, reward) for end, reward in found if end is not None)
+        return Trajectory(
+            prompt=prompt,
+            sample=sample,
+            prompt_ids=request.prompt_ids,
+            response_ids=done.token_ids,
+            loss_mask=(True,) * len(done.token_ids),
+            logp=done.logp,
+            entropy=done.entropy,
+            segments=done.segments,
+            finish_reason=done.finish_reason,
+            text=text,
+            grade=reply.grade,
+            credit=credit,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """Graded groups and where the time went."""
+
+    groups: list[RolloutGroup]
+    t_gen: float  # seconds
+    t_reward: float

@@ -1,0 +1,269 @@
+"""The composition root: RunSpec -> RunResult. `python -m harness.run FOLDER` runs the spec.json of a run folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import NUMERICS_VERSION
+from harness.assemble import Assembly, assemble
+from harness.core.errors import HarnessError, InfrastructureError, UsageError
+from harness.core.provenance import collect as collect_provenance
+from harness.core.resolve import deviations
+from harness.core.results import RESULT, SPEC, EvalRecord, RunResult, RunStatus
+from harness.core.runwriter import RunWriter
+from harness.core.spec import RunSpec
+from harness.evaluate.heldout import evaluate
+from harness.records import rollout_file, step_row, train_samples, validation_samples
+from harness.rollout.order import held_out_prompts
+from harness.train import checkpoint
+from harness.train.calibrate import calibrate
+from harness.train.loop import Progress, train
+
+INTERRUPTED = 130
+SAVE_EVERY_S = 20.0  # at least; a save that takes long is repeated at most every 20 times its duration
+
+
+def execute(spec: RunSpec, folder: Path, command: Sequence[str] = ()) -> RunResult | None:
+    """Runs or continues a run until its budget is spent. None: interrupted, resumable.
+
+    A finished run is returned as it is. Everything before the first checkpoint is done again after a kill.
+    """
+    if spec.numerics_version != NUMERICS_VERSION:
+        raise UsageError(
+            f"a run of numerics version {spec.numerics_version}",
+            f"this version computes with {NUMERICS_VERSION}, and mixing both in one run would be silent",
+            "a new study, or the version of the harness that began this run",
+        )
+    if (folder / RESULT).exists():
+        known = RunResult.model_validate_json((folder / RESULT).read_text(encoding="utf-8"))
+        if known.status != "infra_failed":
+            return known
+    writer = RunWriter(folder, spec)
+    try:
+        return _Run(spec, writer, list(command)).go()
+    finally:
+        writer.close()
+
+
+class _Run:
+    """The mutable side of one execution: progress, files, the stop flag."""
+
+    def __init__(self, spec: RunSpec, writer: RunWriter, command: list[str]) -> None:
+        self.spec, self.writer = spec, writer
+        self.provenance = collect_provenance(command)
+        torch.set_num_threads(spec.backend.threads)
+        torch.manual_seed(spec.seed)
+        self.parts: Assembly = assemble(spec)
+        self.progress = Progress()
+        self.calibration: dict[str, float] = {}
+        self.evals_done = 0
+        self.best_validation: float | None = None
+        self.resumes = 0
+        self.saved_at, self.save_cost = time.monotonic(), 0.0
+        self.parent = os.getppid()
+        self.stop = False
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, *_: Any) -> None:
+        self.stop = True
+
+    def go(self) -> RunResult | None:
+        self._begin()
+        if self.parts.algorithm.updates.epochs == 0:  # a base-model arm has nothing to train
+            return self._finish()
+        for outcome in train(self.parts.trainer, self.progress):
+            self.progress = outcome.progress
+            row = step_row(outcome, self.parts)
+            if self._evaluation_due():
+                row["perf/t_eval"] = self._validate()
+                self.writer.records("samples.jsonl", train_samples(outcome, self.parts))
+                rollout_file(self.writer.folder, outcome)
+            elif self.progress.step == 1:
+                self.writer.records("samples.jsonl", train_samples(outcome, self.parts))
+                rollout_file(self.writer.folder, outcome)
+            self.writer.row(row)
+            if self.stop or os.getppid() != self.parent:
+                self._save()
+                return None
+            if time.monotonic() - self.saved_at > max(SAVE_EVERY_S, 20 * self.save_cost):
+                self._save()
+        self._save()
+        return self._finish()
+
+    def _begin(self) -> None:
+        """Restores the newest checkpoint, or starts: calibration, base score."""
+        found = checkpoint.steps(self.writer.checkpoints)
+        if found:
+            self.progress, extra = checkpoint.load(found[-1], self.parts.optimizers)
+            self.calibration = dict(extra["calibration"])
+            self.evals_done, self.best_validation = int(extra["evals_done"]), extra["best_validation"]
+            self.resumes = int(extra["resumes"]) + 1
+            self.writer.rewind(self.progress.step)
+            self.parts = self.parts.calibrated(self.calibration)
+        else:
+            self.writer.rewind(-1)
+            self._start_elsewhere()
+            self._test()
+            self._validate()
+            if self.parts.algorithm.surrogate.needs_calibration:
+                self._calibrate()
+        self.parts.sampler.sync(self.progress.optimizer_steps)
+
+    def _start_elsewhere(self) -> None:
+        """Takes weights (and what is not reset) from another run."""
+        start = self.spec.start
+        if start is None:
+            return
+        found = checkpoint.steps(Path(start.run) / "checkpoints")
+        chosen = found[-1:] if start.checkpoint == "last" else [p for p in found if int(p.name) == int(start.checkpoint)]
+        if not chosen:
+            raise UsageError(
+                f"start: checkpoint {start.checkpoint} of {start.run}",
+                f"it has {[int(p.name) for p in found] or 'no checkpoint'}",
+                "one of these steps, or `last`",
+            )
+        old, _ = checkpoint.load(
+            chosen[0],
+            self.parts.optimizers,
+            moments="optimizer" not in start.reset,
+            critic="critic" not in start.reset,
+        )
+        self.progress = Progress() if "budget" in start.reset else old
+
+    def _calibrate(self) -> None:
+        tensors = {"policy": _copied(self.parts.optimizers.policy.tensors())}
+        if self.parts.optimizers.critic is not None:
+            tensors["critic"] = _copied(self.parts.optimizers.critic.tensors())
+
+        def restore() -> None:
+            self.parts.optimizers.policy.load(tensors["policy"])
+            if self.parts.optimizers.critic is not None:
+                self.parts.optimizers.critic.load(tensors["critic"])
+
+        sd, self.progress = calibrate(self.parts.trainer, self.progress, restore)
+        self.calibration = {"sd_log_s": sd}
+        self.parts = self.parts.calibrated(self.calibration)
+
+    def _evaluation_due(self) -> bool:
+        points = self.spec.eval.points
+        fraction = self.spec.budget.fraction(self.progress.sampled_tokens, self.progress.step)
+        return points > 0 and fraction * points >= self.evals_done
+
+    def _validate(self) -> float:
+        """Scores the validation split; returns seconds."""
+        start = time.monotonic()
+        e = self.spec.eval
+        record, groups = self._evaluate("validation", e.prompts, e.samples)
+        self.writer.evaluation(record, validation_samples(record.step, groups, self.parts))
+        fraction = self.spec.budget.fraction(self.progress.sampled_tokens, self.progress.step)
+        self.evals_done = int(fraction * e.points) + 1
+        self.best_validation = max(record.score, self.best_validation or 0.0)
+        return time.monotonic() - start
+
+    def _test(self) -> float:
+        """Scores the test split, once per place."""
+        known = self.writer.test_score(self.progress.step)
+        if known is not None:
+            return known
+        e = self.spec.eval
+        record, _ = self._evaluate("test", e.final_prompts, e.final_samples)
+        self.writer.evaluation(record, ())
+        return record.score
+
+    def _evaluate(self, split: Any, prompts: int, samples: int) -> tuple[EvalRecord, Any]:
+        collector = self.parts.collector
+        return evaluate(
+            lambda items, n, key: collector.collect(items, n, key).groups,
+            held_out_prompts(self.parts.task, split, prompts),
+            split=split,
+            task=self.parts.task.info.name,
+            num_samples=samples,
+            step=self.progress.step,
+            sampled_tokens=self.progress.sampled_tokens,
+        )
+
+    def _save(self) -> None:
+        start = time.monotonic()
+        extra = {
+            "calibration": self.calibration,
+            "resumes": self.resumes,
+            "evals_done": self.evals_done,
+            "best_validation": self.best_validation,
+        }
+        checkpoint.save(self.writer.checkpoints, self.progress, self.parts.optimizers, extra)
+        self.saved_at = time.monotonic()
+        self.save_cost = self.saved_at - start
+
+    def _finish(self) -> RunResult:
+        final = self._test()
+        result = self.result("completed", final)
+        self.writer.result(result)
+        return result
+
+    def result(self, status: RunStatus, final: float | None, error: str | None = None) -> RunResult:
+        """The record of how the run ended."""
+        p, facts = self.progress, self.parts
+        started = facts.algorithm
+        return RunResult(
+            run_id=self.spec.run_id,
+            status=status,
+            error=error,
+            steps=p.step,
+            optimizer_steps=p.optimizer_steps,
+            sampled_tokens=p.sampled_tokens,
+            trained_tokens=p.trained_tokens,
+            wallclock_s=p.wallclock_s,
+            base_score=self.writer.test_score(0),
+            final_score=final,
+            best_validation=self.best_validation,
+            peak_memory_mib=facts.peak_memory_mib(),
+            memory_after_import_mib=facts.memory_after_import_mib,
+            parameters=facts.model.parameters,
+            algorithm_resolved=started.model_dump(mode="json"),
+            deviations=deviations(self.spec, started),
+            calibration=self.calibration,
+            resumes=self.resumes,
+            provenance=self.provenance.model_copy(
+                update={
+                    "model_sha256": facts.model.sha256,
+                    "tokenizer_sha256": facts.tokenizer_sha256,
+                    "template_sha256": facts.template_sha256,
+                    "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                }
+            ),
+        )
+
+
+def _copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: t.clone() for name, t in tensors.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one folder; the exit code is 0 done, 2 usage, 4 failed, 130 interrupted."""
+    folder = Path((arguments or sys.argv[1:])[0])
+    try:
+        spec = RunSpec.model_validate_json((folder / SPEC).read_text(encoding="utf-8"))
+        return 0 if execute(spec, folder, sys.argv) is not None else INTERRUPTED
+    except HarnessError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except MemoryError as error:
+        print(f"error: out of memory: {error}", file=sys.stderr, flush=True)
+        return InfrastructureError.exit_code
+    except Exception:
+        traceback.print_exc()
+        return InfrastructureError.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""Paired seed differences: interval, exact test, equivalence, power."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from scipy import optimize, stats
+
+from harness.stats.estimate import MIN_N
+
+EXACT_LIMIT = 16  # pairs up to which all 2^n sign flips are enumerated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paired:
+    """Mean of a_i - b_i over paired seeds with everything derived from the same differences."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    level: float
+    sd: float | None  # of the differences
+    p_t: float | None  # paired t, two-sided
+    p_sign_flip: float | None  # sign-flip permutation, two-sided
+    p_tost: float | None  # equivalence within +-delta
+    rho: float | None  # correlation of the paired scores: what the pairing gains
+    note: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float], delta: float, level: float = 0.95) -> Paired:
+    """Mean difference with t interval, sign-flip and TOST p values; below three pairs only the difference."""
+    x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if x.shape != y.shape:
+        raise ValueError(f"{len(x)} against {len(y)} scores: pairs are needed")
+    d = x - y
+    n = len(d)
+    if n < MIN_N:
+        note = f"n={n}, no interval" if n else "no pair"
+        value = float(d.mean()) if n else None
+        return Paired(
+            value=value, low=None, high=None, n=n, level=level, sd=None, p_t=None, p_sign_flip=None, p_tost=None,
+            rho=None, note=note,
+        )  # fmt: skip
+    mean, sd = float(d.mean()), float(d.std(ddof=1))
+    half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * sd / np.sqrt(n)
+    return Paired(
+        value=mean,
+        low=mean - float(half),
+        high=mean + float(half),
+        n=n,
+        level=level,
+        sd=sd,
+        p_t=t_p(d),
+        p_sign_flip=sign_flip_p(d),
+        p_tost=tost_p(d, delta),
+        rho=_correlation(x, y),
+    )
+
+
+def t_p(d: np.ndarray, shift: float = 0.0, tail: str = "two") -> float:
+    """p of the one-sample t test of mean(d) = shift; a zero spread decides by the mean alone."""
+    n, mean, se = len(d), float(d.mean()) - shift, float(d.std(ddof=1)) / np.sqrt(len(d))
+    if se == 0.0:
+        t = 0.0 if mean == 0.0 else np.sign(mean) * np.inf
+    else:
+        t = mean / se
+    if tail == "greater":
+        return float(stats.t.sf(t, n - 1))
+    if tail == "less":
+        return float(stats.t.cdf(t, n - 1))
+    return float(min(1.0, 2 * stats.t.sf(abs(t), n - 1)))
+
+
+def sign_flip_p(d: np.ndarray, resamples: int = 100_000, seed: int = 0) -> float:
+    """Two-sided sign-flip permutation p of mean(d) = 0: exact up to 16 pairs, then Monte Carlo with a fixed seed."""
+    n, observed = len(d), abs(float(np.sum(d)))
+    tolerance = 1e-12 * max(1.0, observed)
+    if n <= EXACT_LIMIT:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=n)))
+        return float(np.mean(np.abs(signs @ d) >= observed - tolerance))
+    flips = np.random.default_rng(seed).choice((1.0, -1.0), size=(resamples, n))
+    return float((1 + np.sum(np.abs(flips @ d) >= observed - tolerance)) / (1 + resamples))
+
+
+def tost_p(d: np.ndarray, delta: float) -> float:
+    """Two one-sided t tests: p of "|mean| >= delta"; small means equivalent within +-delta."""
+    return max(t_p(d, -delta, "greater"), t_p(d, delta, "less"))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment of a family of p values."""
+    order = np.argsort(p, kind="stable")
+    adjusted, running = np.empty(len(p)), 0.0
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[index] = running
+    return [float(x) for x in adjusted]
+
+
+def minimal_detectable_effect(sd: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float | None:
+    """Smallest true mean difference a two-sided paired t test at `alpha` finds with `power` (noncentral t)."""
+    if n < MIN_N:
+        return None
+    if sd == 0.0:
+        return 0.0
+    return float(_effect(n, alpha, power) * sd)
+
+
+@lru_cache(maxsize=512)
+def _effect(n: int, alpha: float, power: float) -> float:
+    """Effect in SD units; the power is integrated over the sample SD (scipy's noncentral t overflows for small n)."""
+    critical = float(stats.t.ppf(1 - alpha / 2, n - 1))
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    spread = critical * np.sqrt(stats.chi2.ppf((nodes + 1) / 2, n - 1) / (n - 1))
+
+    def shortfall(effect: float) -> float:
+        shift = effect * np.sqrt(n)
+        reached = stats.norm.sf(spread - shift) + stats.norm.cdf(-spread - shift)
+        return float(weights @ reached / 2) - power
+
+    high = (critical + 3.0) / np.sqrt(n)
+    while shortfall(high) < 0:
+        high *= 1.5
+    return float(optimize.brentq(shortfall, 1e-9, high, xtol=1e-6))
+
+
+def pairs_needed(sd: float, effect: float, alpha: float = 0.05, power: float = 0.8, limit: int = 10_000) -> int | None:
+    """Smallest number of pairs whose minimal detectable effect is at most `effect`; None above `limit`."""
+    low, high = MIN_N, limit
+    if (minimal_detectable_effect(sd, high, alpha, power) or 0.0) > effect:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        reached = (minimal_detectable_effect(sd, middle, alpha, power) or 0.0) <= effect
+        low, high = (low, middle) if reached else (middle + 1, high)
+    return low
+
+
+def sd_upper(sd: float, n: int, level: float = 0.8) -> float:
+    """One-sided upper bound of an SD estimated from n values, sd sqrt((n-1) / chi2_{1-level}(n-1))."""
+    return float(sd * np.sqrt((n - 1) / stats.chi2.ppf(1 - level, n - 1)))
+
+
+def max_t_p(scores: np.ndarray, pairs: Sequence[tuple[int, int]], resamples: int = 4000, seed: int = 0) -> list[float]:
+    """Family-adjusted p of paired differences by the max-|t| over within-seed permutations of the arm labels.
+
+    `scores` is [seeds, arms]; `pairs` are columns. The permutations keep the pairing and the family's dependence.
+    """
+    rng = np.random.default_rng(seed)
+    left, right = [a for a, _ in pairs], [b for _, b in pairs]
+    observed = _abs_t(scores[None], left, right)[0]
+    order = rng.random((resamples, *scores.shape)).argsort(axis=2)
+    shuffled = np.take_along_axis(np.broadcast_to(scores, order.shape), order, axis=2)
+    largest = _abs_t(shuffled, left, right).max(axis=1)
+    return [float((1 + np.sum(largest >= t - 1e-12)) / (1 + resamples)) for t in observed]
+
+
+def _abs_t(scores: np.ndarray, left: list[int], right: list[int]) -> np.ndarray:
+    d = scores[:, :, left] - scores[:, :, right]
+    mean = d.mean(axis=1)
+    se = d.std(axis=1, ddof=1) / np.sqrt(d.shape[1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(mean == 0.0, 0.0, np.abs(mean) / se))
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+    if x.std() == 0.0 or y.std() == 0.0:
+        return None
+    return float(np.corrcoef(x, y)[0, 1])

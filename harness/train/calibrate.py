@@ -1,0 +1,37 @@
+"""Measures the drift of log s before training, for clip ranges given in units of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from harness.core.algorithm import Algorithm
+from harness.core.errors import UsageError
+from harness.core.masked import row_mean
+from harness.train.loop import Progress, Trainer, one_step
+
+
+def calibrate(trainer: Trainer, progress: Progress, restore: Callable[[], None]) -> tuple[float, Progress]:
+    """SD over rows of log s = mean_t (logp - old_logp), pooled over the optimizer steps after the first.
+
+    One rollout batch is sampled and trained on with the clip off at the run's own learning rate; `restore` then takes
+    the weights and optimizers back. The batch's tokens are charged to the budget. Returns (SD in nats, progress with
+    the tokens charged).
+    """
+    loose: Algorithm = trainer.algorithm.model_copy(update={"surrogate": trainer.algorithm.surrogate.unclipped()})
+    outcome = one_step(replace(trainer, algorithm=loose, schedule=()), progress, 0.0)
+    restore()
+    drifts = [row_mean(t.logp - t.old_logp, t.mask) for t in outcome.traces if not t.on_policy]
+    pooled = torch.cat(drifts) if drifts else torch.zeros(0)
+    if len(pooled) < 2 or not float(pooled.std()) > 0:
+        raise UsageError(
+            f"{trainer.algorithm.name}: a clip range in units of SD(log s)",
+            "the calibration batch gave no drift: one update per rollout batch, or no informative group",
+            "updates.mini_batches of 2 or more and a task the model sometimes solves, or fixed surrogate.low and .high",
+        )
+    charged = replace(
+        progress, sampled_tokens=outcome.progress.sampled_tokens, prompts=outcome.progress.prompts
+    )
+    return float(pooled.std()), charged

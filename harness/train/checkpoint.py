@@ -1,0 +1,69 @@
+"""Checkpoints: everything that resuming needs, in safetensors and JSON, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from harness.core.errors import InfrastructureError
+from harness.core.results import dumps
+from harness.core.shapes import Tensor
+from harness.train.loop import Progress
+from harness.train.update import Optimizers
+
+KEEP = 2  # newest checkpoints kept
+
+
+def save(folder: Path, progress: Progress, optimizers: Optimizers, extra: Mapping[str, Any]) -> Path:
+    """Writes `<folder>/<step>` and removes all but the newest `KEEP`."""
+    target = folder / f"{progress.step:08d}"
+    if target.exists():
+        return target
+    temporary = folder / f".{target.name}.tmp"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(_contiguous(optimizers.policy.tensors()), temporary / "policy.safetensors")
+        if optimizers.critic is not None:
+            save_file(_contiguous(optimizers.critic.tensors()), temporary / "critic.safetensors")
+        save_file({"torch": torch.get_rng_state()}, temporary / "rng.safetensors")
+        state = {"schema_version": 1, "progress": asdict(progress), **extra}
+        (temporary / "state.json").write_text(dumps(state), encoding="utf-8")
+        temporary.rename(target)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InfrastructureError(
+            f"cannot write checkpoint {target}: {error}; free space, then run the same command to continue"
+        ) from error
+    for old in steps(folder)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def steps(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("[0-9]*") if (p / "state.json").exists()) if folder.exists() else []
+
+
+def load(
+    path: Path, optimizers: Optimizers, *, moments: bool = True, critic: bool = True
+) -> tuple[Progress, dict[str, Any]]:
+    """Restores networks, optimizers and random state; returns the counters and whatever else was saved."""
+    state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    optimizers.policy.load(load_file(path / "policy.safetensors"), moments=moments)
+    if critic and optimizers.critic is not None:
+        optimizers.critic.load(load_file(path / "critic.safetensors"), moments=moments)
+    torch.set_rng_state(load_file(path / "rng.safetensors")["torch"])
+    counters = state.pop("progress")
+    return Progress(**{**counters, "history": tuple(counters["history"])}), state
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().contiguous().clone() for name, t in tensors.items()}

@@ -1,0 +1,57 @@
+"""One optimizer step of the critic on the rows of a mini-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from harness.core.algorithm import Algorithm
+from harness.train.networks import Networks, critic_values, micro_batches
+from harness.train.objective import batch_totals, micro_totals, value_loss
+from harness.train.optimizer import Optimizer
+from harness.train.prepare import Prepared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CriticStep:
+    """What the critic's step saw."""
+
+    loss: float
+    clip_frac: float
+    grad_norm: float
+
+    def metrics(self) -> Mapping[str, float]:
+        return {"loss": self.loss, "clip_frac": self.clip_frac, "grad_norm": self.grad_norm}
+
+
+def critic_step(
+    prepared: Prepared, algorithm: Algorithm, nets: Networks, optimizer: Optimizer, lr: float, mini: Sequence[int]
+) -> CriticStep | None:
+    """Clipped value regression on all non-empty rows; None where there are none."""
+    batch, returns, values = prepared.batch, prepared.advantages.returns, prepared.values
+    plan = algorithm.advantage.critic
+    rows = [r for r in mini if bool(batch.mask[r].any())]
+    if not rows or nets.critic is None or plan is None or returns is None or values is None:
+        return None
+    totals = batch_totals(batch.mask[rows], batch.group[rows])
+    place = {row: i for i, row in enumerate(rows)}
+    optimizer.zero_grad()
+    loss = clipped = 0.0
+    for micro in micro_batches(prepared.rows, rows, nets.micro_batch_tokens):
+        width = micro.mask.shape[1]
+        part = value_loss(
+            vpred=critic_values(nets.critic, micro),
+            values=values[micro.rows, :width],
+            returns=returns[micro.rows, :width],
+            mask=micro.mask,
+            totals=micro_totals(totals, torch.tensor([place[r] for r in micro.rows.tolist()])),
+            clip=plan.value_clip,
+            aggregate=algorithm.aggregate,
+        )
+        part.loss.backward()
+        loss += float(part.loss.detach())
+        clipped += float(part.clipped.sum())
+    done = optimizer.step(lr)
+    return CriticStep(loss=loss, clip_frac=clipped / max(1.0, totals.tokens), grad_norm=done.grad_norm)

@@ -1,0 +1,129 @@
+"""The one place where a loss is assembled, for every algorithm and for the critic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from harness.core.algorithm import Algorithm
+from harness.core.masked import group_sum, masked, row_mean
+from harness.core.parts import Aggregate, PenaltyInput
+from harness.core.shapes import Bool, Float, Int, Tensor
+from harness.core.types import BatchTotals, LossOutput
+
+
+def batch_totals(
+    mask: Bool[Tensor, "B T"], group: Int[Tensor, "B"] | None = None, width: float | None = None
+) -> BatchTotals:
+    """Denominators of one mini-batch: its tokens N, rows B, non-empty rows B+, padded width L, tokens per group.
+
+    Call it on the whole mini-batch, rows of zero advantage included, before any split into micro-batches.
+    """
+    length = mask.sum(-1)
+    totals = BatchTotals(
+        tokens=float(length.sum()),
+        rows=float(mask.shape[0]),
+        rows_nonempty=float((length > 0).sum()),
+        width=float(mask.shape[1]) if width is None else width,
+    )
+    if group is None or not len(group):
+        return totals
+    per_group = group_sum(length.to(torch.get_default_dtype()), group, int(group.max()) + 1)
+    return replace(totals, group_tokens=per_group[group], groups=float((per_group > 0).sum()))
+
+
+def micro_totals(totals: BatchTotals, rows: Tensor | slice) -> BatchTotals:
+    """The same denominators, their per-row part restricted to the rows of one micro-batch."""
+    return totals if totals.group_tokens is None else replace(totals, group_tokens=totals.group_tokens[rows])
+
+
+def policy_loss(
+    algorithm: Algorithm,
+    *,
+    logp: Float[Tensor, "B T"],
+    old_logp: Float[Tensor, "B T"],
+    ref_logp: Float[Tensor, "B T"] | None,
+    entropy: Float[Tensor, "B T"] | None,
+    advantages: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    totals: BatchTotals,
+) -> LossOutput:
+    """loss = agg(surrogate(ratio, A)) + sum of weight x agg(penalty), for one micro-batch.
+
+    Because `totals` belong to the mini-batch, the losses of its micro-batches add up to the mini-batch's.
+    `ref_logp` and `entropy` may be None where no part needs them. Masked positions may hold anything.
+    """
+    logp, old = masked(logp, mask), masked(old_logp, mask).detach()
+    ratio = algorithm.ratio(logp, old, mask)
+    out = algorithm.surrogate(ratio, masked(advantages, mask).detach(), logp)
+    policy = algorithm.aggregate(out.loss, mask, totals)
+    view = PenaltyInput(logp=logp, old_logp=old, ref_logp=ref_logp, entropy=entropy, mask=mask)
+    loss, values = policy, {}
+    for penalty in algorithm.penalties:
+        if not penalty.weight:
+            continue
+        value = algorithm.aggregate(penalty(view), mask, totals)
+        loss = loss + penalty.weight * value
+        values[penalty.kind] = value.detach()
+    return LossOutput(
+        loss=loss,
+        policy_loss=policy.detach(),
+        penalties=values,
+        ratio=ratio.detach(),
+        clipped_low=out.low & mask,
+        clipped_high=out.high & mask,
+        clipped_dual=out.dual & mask,
+        outside=out.outside & mask,
+    )
+
+
+def token_rewards(
+    algorithm: Algorithm,
+    old_logp: Float[Tensor, "B T"],
+    ref_logp: Float[Tensor, "B T"] | None,
+    mask: Bool[Tensor, "B T"],
+) -> Float[Tensor, "B T"] | None:
+    """-weight x penalty of the old policy, per token: what `in_reward` penalties take; None where there is none."""
+    view = PenaltyInput(logp=old_logp, old_logp=old_logp, ref_logp=ref_logp, entropy=None, mask=mask)
+    terms = [-p.weight * masked(p(view), mask) for p in algorithm.penalties if p.in_reward and p.weight]
+    return torch.stack(terms).sum(0).detach() if terms else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueLoss:
+    """One micro-batch's critic loss."""
+
+    loss: Float[Tensor, ""]
+    clipped: Bool[Tensor, "B T"]  # the clipped branch is the larger one, so the gradient is 0
+
+
+def value_loss(
+    *,
+    vpred: Float[Tensor, "B T"],
+    values: Float[Tensor, "B T"],
+    returns: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    totals: BatchTotals,
+    clip: float | None,
+    aggregate: Aggregate,
+) -> ValueLoss:
+    """agg(1/2 max((V - R)^2, (clip(V, V_old +- clip) - R)^2)); `clip=None` drops the second term.
+
+    `values` are the critic's before the update. Source: PPO's reference code; verl `compute_value_loss`.
+    """
+    v, old, target = masked(vpred, mask), masked(values, mask).detach(), masked(returns, mask).detach()
+    plain = (v - target).square()
+    if clip is None:
+        return ValueLoss(loss=aggregate(0.5 * plain, mask, totals), clipped=torch.zeros_like(mask))
+    boxed = (v.clamp(old - clip, old + clip) - target).square()
+    clipped = (boxed > plain) & mask
+    return ValueLoss(loss=aggregate(0.5 * torch.where(clipped, boxed, plain), mask, totals), clipped=clipped)
+
+
+def log_sequence_ratio_sd(
+    logp: Float[Tensor, "B T"], old_logp: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]
+) -> float:
+    """SD(log s_i) over rows with at least one token: the unit of a calibrated clip range (unbiased; 0 for one row)."""
+    log_s = row_mean(masked(logp, mask).detach() - masked(old_logp, mask), mask)[mask.any(1)]
+    return float(log_s.std()) if len(log_s) > 1 else 0.0

@@ -1,0 +1,102 @@
+"""Rollout batch -> advantages: shaping, selection, critic values, reference log-probs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from harness.core.algorithm import Algorithm
+from harness.core.parts import AdvantageInput, Advantages, RowView
+from harness.core.randomness import counter, uniforms
+from harness.core.shapes import Bool, Float, Tensor
+from harness.core.types import RolloutBatch
+from harness.train.networks import Networks, Rows, as_rows, no_grad_logps, no_grad_values
+from harness.train.objective import token_rewards
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A rollout batch that is ready for its updates."""
+
+    batch: RolloutBatch
+    rows: Rows
+    shaped: Float[Tensor, "B"]  # row reward after shaping
+    kept: Bool[Tensor, "B"]  # by the selection
+    advantages: Advantages
+    values: Float[Tensor, "B T"] | None
+    ref_logp: Float[Tensor, "B T"] | None
+    old_logp: Float[Tensor, "B T"] | None  # where the advantages already needed it
+    history: tuple[float, ...]  # the selector's state afterwards
+
+    @property
+    def contributing(self) -> Bool[Tensor, "B"]:
+        """Rows whose policy gradient is not exactly 0."""
+        return ((self.advantages.advantages != 0) & self.batch.mask).any(-1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFacts:
+    """What shaping needs to know about task and limits."""
+
+    reward_range: tuple[float, float]
+    limit: int  # tokens
+
+
+def prepare(
+    batch: RolloutBatch,
+    algorithm: Algorithm,
+    nets: Networks,
+    facts: TaskFacts,
+    key: tuple[int, ...],
+    history: tuple[float, ...],
+) -> Prepared:
+    """Everything that is constant during the updates of this batch."""
+    rows = as_rows(batch, nets.pad_id)
+    view = _view(batch, facts, key)
+    for part in algorithm.rewards:
+        view = replace(view, reward=part(view))
+    selected = algorithm.selection(view, history)
+    everything = range(batch.num_rows)
+    needs_old = any(p.in_reward for p in algorithm.penalties)
+    old = no_grad_logps(nets, nets.policy, rows, everything) if needs_old else None
+    ref = no_grad_logps(nets, nets.reference, rows, everything) if nets.reference is not None else None
+    values = no_grad_values(nets, nets.critic, rows) if nets.critic is not None else None
+    advantages = algorithm.advantage(
+        AdvantageInput(
+            reward=view.reward,
+            mask=batch.mask,
+            group=batch.group,
+            num_groups=batch.num_groups,
+            kept=selected.kept,
+            token_reward=token_rewards(algorithm, old, ref, batch.mask) if old is not None else None,
+            values=values,
+            credit=batch.credit,
+            correct=batch.correct,
+        )
+    )
+    return Prepared(
+        batch=batch,
+        rows=rows,
+        shaped=view.reward,
+        kept=selected.kept,
+        advantages=advantages,
+        values=values,
+        ref_logp=ref,
+        old_logp=old,
+        history=selected.history,
+    )
+
+
+def _view(batch: RolloutBatch, facts: TaskFacts, key: tuple[int, ...]) -> RowView:
+    keys = [(*key, counter(t.prompt.id), t.sample, -1) for t in batch.trajectories]
+    return RowView(
+        reward=batch.reward,
+        correct=batch.correct,
+        length=batch.mask.sum(-1),
+        group=batch.group,
+        num_groups=batch.num_groups,
+        limit=facts.limit,
+        reward_range=facts.reward_range,
+        uniform=torch.from_numpy(uniforms(keys, 1)[:, 0]).to(batch.reward),
+    )

@@ -1,0 +1,218 @@
+"""One rollout batch -> several optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from harness.core.algorithm import Algorithm
+from harness.core.randomness import permutation
+from harness.core.shapes import Float, Tensor
+from harness.core.types import BatchTotals, LossOutput, UpdateTrace
+from harness.train.critic import CriticStep, critic_step
+from harness.train.networks import MicroBatch, Networks, micro_batches, no_grad_logps, policy_logps
+from harness.train.objective import batch_totals, micro_totals, policy_loss
+from harness.train.optimizer import Optimizer, OptimizerStep
+from harness.train.prepare import Prepared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimizers:
+    """One per trained network."""
+
+    policy: Optimizer
+    critic: Optimizer | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """Learning rates of this rollout step."""
+
+    policy: float
+    critic: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Row indices of each optimizer step, in order, and which of them are the first pass."""
+
+    mini_batches: tuple[tuple[int, ...], ...]
+    first_epoch: int  # number of mini-batches in epoch 0
+
+
+def plan_updates(prepared: Prepared, algorithm: Algorithm, key: tuple[int, ...]) -> Plan:
+    """Splits whole groups into mini-batches, newly shuffled in every epoch by `key`."""
+    groups = prepared.batch.group.tolist()
+    rows_of: dict[int, list[int]] = {}
+    for row, group in enumerate(groups):
+        rows_of.setdefault(group, []).append(row)
+    names = sorted(rows_of)
+    found: list[tuple[int, ...]] = []
+    first = 0
+    for epoch in range(algorithm.updates.epochs):
+        order = permutation((*key, epoch), len(names))
+        chunks = [c for c in np.array_split(order, algorithm.updates.mini_batches) if len(c)]
+        found.extend(tuple(r for g in chunk for r in rows_of[names[int(g)]]) for chunk in chunks)
+        first = first or len(found)
+    return Plan(mini_batches=tuple(found), first_epoch=first)
+
+
+def old_logps(prepared: Prepared, plan: Plan, algorithm: Algorithm, nets: Networks) -> Float[Tensor, "B T"]:
+    """Log-probs under the weights that sampled, for the rows that need them.
+
+    The first mini-batch is updated under those very weights, so its update forward supplies them: with one update
+    per rollout batch there is no extra pass at all, and its ratios are exactly 1.
+    """
+    if prepared.old_logp is not None:
+        return prepared.old_logp
+    later = {r for rows in plan.mini_batches[1 : plan.first_epoch] for r in rows}
+    wanted = [r for r in trained_rows(prepared, algorithm) if r in later]
+    return no_grad_logps(nets, nets.policy, prepared.rows, wanted)
+
+
+def trained_rows(prepared: Prepared, algorithm: Algorithm) -> list[int]:
+    """Rows that can contribute to the gradient: every non-empty row under a penalty, else those with an advantage."""
+    penalised = any(not p.in_reward and p.weight != 0 for p in algorithm.penalties)
+    rows = prepared.batch.mask.any(-1) if penalised else prepared.contributing
+    return [int(i) for i in rows.nonzero()[:, 0]]
+
+
+def update(
+    prepared: Prepared,
+    algorithm: Algorithm,
+    nets: Networks,
+    optimizers: Optimizers,
+    rates: Rates,
+    old: Float[Tensor, "B T"],
+    plan: Plan,
+    *,
+    actor_frozen: bool = False,
+    width: int,
+) -> Iterator[UpdateTrace | None]:
+    """Runs the plan; yields what each optimizer step saw, None where the policy made none.
+
+    Writes the old log-probs of the first mini-batch into `old`, which the caller hands over for that.
+    """
+    allowed = set(trained_rows(prepared, algorithm))
+    for number, mini in enumerate(plan.mini_batches):
+        critic = None
+        if nets.critic is not None and optimizers.critic is not None:
+            critic = critic_step(prepared, algorithm, nets, optimizers.critic, rates.critic, mini)
+        if actor_frozen:
+            yield None
+            continue
+        rows = [r for r in mini if r in allowed]
+        mask = prepared.batch.mask[list(mini)]
+        if not bool(mask.any()):
+            yield None
+            continue
+        step = _Step(
+            totals=batch_totals(mask, prepared.batch.group[list(mini)], width=width),
+            place={row: i for i, row in enumerate(mini)},
+            rows=rows,
+            on_policy=number == 0,
+        )
+        yield _policy_step(prepared, algorithm, nets, optimizers.policy, rates.policy, step, old, critic)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    totals: BatchTotals  # of the whole mini-batch
+    place: dict[int, int]  # row -> its place in the mini-batch
+    rows: Sequence[int]  # that can contribute
+    on_policy: bool  # the weights still are those that sampled
+
+
+def _policy_step(
+    prepared: Prepared,
+    algorithm: Algorithm,
+    nets: Networks,
+    optimizer: Optimizer,
+    lr: float,
+    step: _Step,
+    old: Float[Tensor, "B T"],
+    critic: CriticStep | None,
+) -> UpdateTrace:
+    optimizer.zero_grad()
+    seen: list[_Seen] = []
+    for micro in micro_batches(prepared.rows, step.rows, nets.micro_batch_tokens):
+        output, logp, old_part = _forward(prepared, algorithm, nets, micro, step, old)
+        output.loss.backward()
+        if step.on_policy:
+            old[micro.rows, : old_part.shape[1]] = old_part
+        seen.append(_Seen(micro=micro, logp=logp, old=old_part, output=output))
+    done = optimizer.step(lr)
+    return _trace(prepared, algorithm, seen, done, step.on_policy, critic)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    micro: MicroBatch
+    logp: Tensor
+    old: Tensor
+    output: LossOutput
+
+
+def _forward(
+    prepared: Prepared,
+    algorithm: Algorithm,
+    nets: Networks,
+    micro: MicroBatch,
+    step: _Step,
+    old: Float[Tensor, "B T"],
+) -> tuple[LossOutput, Tensor, Tensor]:
+    width = micro.mask.shape[1]
+    places = torch.tensor([step.place[r] for r in micro.rows.tolist()], device=micro.mask.device)
+    needs_entropy = "entropy" in algorithm.needs
+    logp, entropy = policy_logps(nets, nets.policy, micro, with_entropy=needs_entropy)
+    old_part = logp.detach() if step.on_policy else old[micro.rows, :width]
+    output = policy_loss(
+        algorithm,
+        logp=logp,
+        old_logp=old_part,
+        ref_logp=None if prepared.ref_logp is None else prepared.ref_logp[micro.rows, :width],
+        entropy=entropy,
+        advantages=prepared.advantages.advantages[micro.rows, :width],
+        mask=micro.mask,
+        totals=micro_totals(step.totals, places),
+    )
+    return output, logp.detach(), old_part
+
+
+def _trace(
+    prepared: Prepared,
+    algorithm: Algorithm,
+    seen: Sequence[_Seen],
+    done: OptimizerStep,
+    on_policy: bool,
+    critic: CriticStep | None,
+) -> UpdateTrace:
+    width = max((s.micro.mask.shape[1] for s in seen), default=0)
+
+    def joined(parts: list[Tensor], like: torch.dtype) -> Tensor:
+        if not parts:
+            return torch.zeros(0, width, dtype=like)
+        return torch.cat([torch.nn.functional.pad(p.detach(), (0, width - p.shape[1])) for p in parts])
+
+    behaviour = [prepared.batch.behaviour_logp[s.micro.rows, : s.micro.mask.shape[1]] for s in seen]
+    names = seen[0].output.penalties if seen else {}
+    return UpdateTrace(
+        logp=joined([s.logp for s in seen], torch.float32),
+        old_logp=joined([s.old for s in seen], torch.float32),
+        behaviour_logp=joined(behaviour, torch.float32),
+        mask=joined([s.micro.mask for s in seen], torch.bool),
+        clipped_low=joined([s.output.clipped_low for s in seen], torch.bool),
+        clipped_high=joined([s.output.clipped_high for s in seen], torch.bool),
+        outside=joined([s.output.outside for s in seen], torch.bool),
+        loss=sum(float(s.output.loss.detach()) for s in seen),
+        penalties={n: sum(float(s.output.penalties[n]) for s in seen) for n in names},
+        grad_norm=done.grad_norm,
+        grad_clipped=done.clipped,
+        critic=None if critic is None else critic.metrics(),
+        on_policy=on_policy,
+        nonfinite=0 if done.finite else 1,
+        has_clip=algorithm.surrogate.clips,
+    )

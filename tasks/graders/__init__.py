@@ -1,0 +1,9 @@
+"""Pure functions that read an answer out of a text and compare it with a stored one."""
+
+from __future__ import annotations
+
+from tasks.graders.extract import last_number, tagged
+from tasks.graders.numeric import as_number, numerically_equal
+from tasks.graders.text import exactly_equal, normalise
+
+__all__ = ["as_number", "exactly_equal", "last_number", "normalise", "numerically_equal", "tagged"]
