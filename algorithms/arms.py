@@ -23,9 +23,9 @@ class Arm:
     bracket: Bracket = "outcome"  # arms with different reward information are never ranked together
 
 
-# GSPO's range in units of the drift's standard deviation. 2.5 : 10/3 keeps the published proportion 3e-4 : 4e-4,
-# and 2.5 SD leaves about 1 % of rows clipped per side if log s is normal, a trust region that is active but wide.
-CALIBRATED: Mapping[str, Any] = {"surrogate.kappa_low": 2.5, "surrogate.kappa_high": 10 / 3}
+# GSPO's range in units of the drift's standard deviation. 1 : 4/3 keeps the published proportion 3e-4 : 4e-4; if log s
+# is normal, one SD below and 4/3 above clip about an eighth of the rows, near the 0.15 of tokens the paper reports.
+CALIBRATED: Mapping[str, Any] = {"surrogate.kappa_low": 1.0, "surrogate.kappa_high": 4 / 3}
 
 ARMS: Mapping[str, Arm] = {
     "ppo": Arm(algorithm="ppo"),

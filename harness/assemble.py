@@ -14,7 +14,7 @@ from harness.core.algorithm import Algorithm
 from harness.core.errors import UsageError
 from harness.core.ports import Sampler, Task
 from harness.core.registry import build_task
-from harness.core.resolve import resolve
+from harness.core.resolve import resolve, scheduled
 from harness.core.spec import Recipe, RunSpec
 from harness.models.codec import TextCodec
 from harness.models.heads import ValueModel
@@ -65,6 +65,7 @@ class Assembly:
 def assemble(spec: RunSpec) -> Assembly:
     """Builds a run's parts; a critic or a reference exists only where a part of the algorithm needs one."""
     algorithm = resolve(spec)
+    scheduled(algorithm, spec.recipe, spec.schedule, 1.0)  # refuses what could not take effect later
     task = build_task(spec.task.name, spec.task.params)
     model = load(spec.model, seed=spec.seed, device=spec.backend.device, dtype=spec.backend.dtype)
     memory = resident_mib() - sum(p.numel() * p.element_size() for p in model.policy.parameters()) / 2**20

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from harness.assemble import Assembly
@@ -139,5 +140,5 @@ def rollout_file(folder: Path, outcome: StepOutcome) -> None:
         temporary = target.with_suffix(".tmp")
         save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, temporary)
         temporary.replace(target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InfrastructureError(f"cannot write {target}: {error}; free space, then run the same command") from error

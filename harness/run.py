@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,25 @@ def execute(spec: RunSpec, folder: Path, command: Sequence[str] = ()) -> RunResu
             f"this version computes with {NUMERICS_VERSION}, and mixing both in one run would be silent",
             "a new study, or the version of the harness that began this run",
         )
-    if (folder / RESULT).exists():
-        known = RunResult.model_validate_json((folder / RESULT).read_text(encoding="utf-8"))
-        if known.status != "infra_failed":
-            return known
+    known = _finished(folder)
+    if known is not None:
+        return known
     writer = RunWriter(folder, spec)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        return _Run(spec, writer, list(command)).go()
+        # Another process may have finished it while this one waited for the lock.
+        return _finished(folder) or _Run(spec, writer, list(command)).go()
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         writer.close()
+
+
+def _finished(folder: Path) -> RunResult | None:
+    """The result of a run that need not be repeated."""
+    path = folder / RESULT
+    known = RunResult.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
+    return None if known is None or known.status == "infra_failed" else known
 
 
 class _Run:
@@ -78,6 +89,15 @@ class _Run:
         self.stop = True
 
     def go(self) -> RunResult | None:
+        """Trains to the end of the budget. A failure on the way is recorded, as far as the disk lets it, and raised."""
+        try:
+            return self._go()
+        except Exception as error:
+            with suppress(HarnessError):
+                self.writer.result(self.result("infra_failed", None, f"{type(error).__name__}: {error}"))
+            raise
+
+    def _go(self) -> RunResult | None:
         self._begin()
         if self.parts.algorithm.updates.epochs == 0:  # a base-model arm has nothing to train
             return self._finish()
@@ -125,7 +145,7 @@ class _Run:
         if start is None:
             return
         found = checkpoint.steps(Path(start.run) / "checkpoints")
-        chosen = found[-1:] if start.checkpoint == "last" else [p for p in found if int(p.name) == int(start.checkpoint)]
+        chosen = found[-1:] if start.checkpoint == "last" else [p for p in found if p.name == start.checkpoint.zfill(8)]
         if not chosen:
             raise UsageError(
                 f"start: checkpoint {start.checkpoint} of {start.run}",
@@ -213,7 +233,7 @@ class _Run:
     def result(self, status: RunStatus, final: float | None, error: str | None = None) -> RunResult:
         """The record of how the run ended."""
         p, facts = self.progress, self.parts
-        started = facts.algorithm
+        algorithm = facts.algorithm
         return RunResult(
             run_id=self.spec.run_id,
             status=status,
@@ -223,14 +243,14 @@ class _Run:
             sampled_tokens=p.sampled_tokens,
             trained_tokens=p.trained_tokens,
             wallclock_s=p.wallclock_s,
-            base_score=self.writer.test_score(0),
+            base_score=self.writer.first_test_score(),
             final_score=final,
             best_validation=self.best_validation,
             peak_memory_mib=facts.peak_memory_mib(),
             memory_after_import_mib=facts.memory_after_import_mib,
             parameters=facts.model.parameters,
-            algorithm_resolved=started.model_dump(mode="json"),
-            deviations=deviations(self.spec, started),
+            algorithm_resolved=algorithm.model_dump(mode="json"),
+            deviations=deviations(self.spec, algorithm),
             calibration=self.calibration,
             resumes=self.resumes,
             provenance=self.provenance.model_copy(

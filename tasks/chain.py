@@ -149,10 +149,7 @@ def _credits(question: str, body: str) -> tuple[Credit, ...]:
     steps = _steps(question)
     last = len(steps)
     return tuple(
-        [
-            _credit(*found.span(), i < last and found[1] == steps[i])
-            for i, found in enumerate(_STEP.finditer(body))
-        ]
+        [_credit(*found.span(), i < last and found[1] == steps[i]) for i, found in enumerate(_STEP.finditer(body))]
     )
 
 

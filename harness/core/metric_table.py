@@ -117,7 +117,7 @@ ENTROPY = (
     ),
     Metric(
         key="entropy/sampled", formula="mean_it -behaviour_logp_it", unit="nats/token", aggregation="tok",
-        when="rollout", doc="Unbiased for the behaviour policy without truncated sampling; cross-check of the exact one.",
+        when="rollout", doc="Unbiased without truncated sampling; a cross-check of the exact one.",
     ),
 )  # fmt: skip
 
@@ -165,7 +165,7 @@ LENGTH = (
 
 TEXT = (
     Metric(
-        key="text/rep_rate", formula="share of rows with rep-4 > 0.5, or a suffix of period p <= 32 that repeats 8 times",
+        key="text/rep_rate", formula="share of rows with rep-4 > 0.5, or 8 repeats of a suffix of p <= 32 tokens",
         unit="fraction", aggregation="seq", when="rollout", not_applicable=_LONG, doc="Rows of 16 tokens and more.",
     ),
     Metric(

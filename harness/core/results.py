@@ -201,13 +201,13 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a JSONL file; a torn last line (an interrupted write) is left out."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")  # bytes: a torn line may end inside a character
     for number, line in enumerate(lines):
         if not line.strip():
             continue
         try:
             yield json.loads(line)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, UnicodeDecodeError):
             if number >= len(lines) - 2:
                 return
             raise InfrastructureError(f"{path}: line {number + 1} is not JSON, and it is not the last one") from None
@@ -216,7 +216,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def truncate_after(path: Path, step: int) -> None:
     """Drops records later than `step`, and a torn last line; used before a run continues from a checkpoint."""
     if path.exists():
-        kept = [r for r in read_lines(path) if r["step"] <= step]
+        kept = [r for r in read_lines(path) if r.get("step", r.get("confirm_step", step)) <= step]
         write_atomic(path, "".join(dumps(r) + "\n" for r in kept))
 
 

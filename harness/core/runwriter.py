@@ -66,6 +66,11 @@ class RunWriter:
         found = [r["score"] for r in read_lines(self.folder / EVALS) if r["split"] == "test" and r["step"] == step]
         return float(found[-1]) if found else None
 
+    def first_test_score(self) -> float | None:
+        """Score of the test split before training."""
+        found = [r for r in read_lines(self.folder / EVALS) if r["split"] == "test"]
+        return float(found[0]["score"]) if found else None
+
     def result(self, result: RunResult) -> None:
         write_atomic(self.folder / RESULT, result.model_dump_json(indent=2) + "\n")
 

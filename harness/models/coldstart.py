@@ -108,9 +108,7 @@ def measure(
 ) -> dict[str, Any]:
     """pass@1, pass@samples and the share of each answer style, sampled at temperature 1."""
     prompts = [task.item(split, first + i) for i in range(num_prompts)]
-    answers = sample_texts(
-        model, tokenizer, prompts, samples=samples, max_new_tokens=MAX_NEW_TOKENS, seed=seed
-    )
+    answers = sample_texts(model, tokenizer, prompts, samples=samples, max_new_tokens=MAX_NEW_TOKENS, seed=seed)
     right = [
         [task.grade(prompt, text, "stop" if ended else "length").correct for text, ended in row]
         for prompt, row in zip(prompts, answers, strict=True)
@@ -149,9 +147,7 @@ def train(seed: int, *, log: bool = True) -> tuple[PreTrainedModel, dict[str, An
         optimizer.step()
         if step < FIRST_LOOK or step % LOOK_EVERY:
             continue
-        look = measure(
-            model, tokenizer, task, split="validation", first=1 << 40, num_prompts=LOOK_PROMPTS, seed=step
-        )
+        look = measure(model, tokenizer, task, split="validation", first=1 << 40, num_prompts=LOOK_PROMPTS, seed=step)
         if log:
             _say(f"seed {seed} step {step} loss {loss.item():.3f} pass@1 {look['pass@1']:.3f}")
         if STOP_AT[0] <= look["pass@1"] <= STOP_AT[1]:

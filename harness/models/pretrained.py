@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
+from safetensors import SafetensorError
 
 from harness.core.errors import UsageError
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# What transformers raises for a folder or an id it cannot make a model of; RuntimeError is a mismatch of shapes.
+_UNREADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 _INSTEAD = "a decoder-only model with a language-model head, e.g. a Qwen, Llama or SmolLM checkpoint"
 
 
@@ -27,7 +30,9 @@ def load_pretrained(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model (attention sdpa where it has it) and tokenizer; every reason why not is a UsageError."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     source, where = locate(name, hint)
     where["revision"] = revision
     config = _reading(name, hint, lambda **at: AutoConfig.from_pretrained(source, **at), where)
@@ -108,13 +113,13 @@ def _reading(name: str, hint: str, read: Any, where: dict[str, Any]) -> Any:
     """Runs a reader, first without the network; what the libraries raise becomes a UsageError."""
     try:
         return read(**{**where, "local_files_only": True})
-    except (OSError, ValueError, KeyError) as first:
+    except _UNREADABLE as first:
         error: Exception = first
     local = bool(where.get("local_files_only"))
     if not local and hub_reachable():
         try:
             return read(**where)
-        except (OSError, ValueError, KeyError) as second:
+        except _UNREADABLE as second:
             error = second
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if local:

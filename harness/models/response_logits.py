@@ -111,9 +111,7 @@ def _head_logps(
     return _gather(head(hidden), targets, temperature, with_entropy)
 
 
-def _gather(
-    logits: Tensor, targets: Tensor, temperature: float, with_entropy: bool
-) -> tuple[Tensor, Tensor | None]:
+def _gather(logits: Tensor, targets: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
     logits = logits.float()
     if temperature != 1.0:
         logits = logits / temperature

@@ -33,9 +33,7 @@ def render(tokenizer: PreTrainedTokenizerBase, template: TemplateSpec, messages:
     return str(text)
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, template: TemplateSpec, messages: Sequence[Message]
-) -> tuple[int, ...]:
+def encode(tokenizer: PreTrainedTokenizerBase, template: TemplateSpec, messages: Sequence[Message]) -> tuple[int, ...]:
     """The prompt's token ids: special tokens as the template writes them (chat) or as the tokenizer adds them (plain).
 
     An end token that the tokenizer appends by itself is taken off: the response has not begun yet.

@@ -39,7 +39,10 @@ def quantiles(ordered: Float[Tensor, "N"], shares: Sequence[float]) -> list[Tens
 def numbers(values: Mapping[str, Value]) -> Row:
     """One transfer from the device for all tensors; what is not finite becomes None."""
     tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
-    moved: list[float] = torch.stack([t.double() for t in tensors.values()]).tolist() if tensors else []
+    moved: list[float] = []
+    if tensors:
+        device = next((t.device for t in tensors.values() if t.device.type != "cpu"), torch.device("cpu"))
+        moved = torch.stack([t.to(device, torch.float64) for t in tensors.values()]).tolist()
     got: dict[str, Value] = {**values, **dict(zip(tensors, moved, strict=True))}
     return {key: _finite(value) for key, value in got.items()}
 

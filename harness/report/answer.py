@@ -136,8 +136,8 @@ def caveats(report: Mapping[str, Any]) -> list[str]:
     """What this does not show."""
     study = report["study"]
     found = []
-    if study["toy"]:
-        found.append(f"Scale: a mechanism test with {study['parameters_words']} parameters; not evidence about large models.")
+    if study["watermark"]:
+        found.append(f"Scale: {study['watermark'][0].lower()}{study['watermark'][1:]}")
     found.append(f"Generality: one task ({study['task']}) and one model ({study['model']}).")
     weak = [c["a"] for c in report["comparisons"] if c["label"] == "inconclusive-underpowered"]
     if weak:
@@ -165,7 +165,7 @@ def _gaps(report: Mapping[str, Any]) -> list[str]:
     if open_:
         found.append(f"Incomplete: {open_} of {tally['planned']} planned runs have not finished.")
     if tally["infra_failed"]:
-        found.append(f"{tally['infra_failed']} run(s) failed for reasons outside the algorithm and have no score.")
+        found.append(f"Failures: {tally['infra_failed']} of {tally['planned']} runs failed for reasons outside the algorithm and have no score.")
     for check in report["setup"]:
         if check["state"] == "differs":
             found.append(f"Set-up: {check['what']} is not the same in all runs.")

@@ -51,7 +51,8 @@ def build_report(study: StudyFolder) -> dict[str, Any]:
         for a in study.spec.arms
     ]
     split = pick_split(study.runs)
-    curves = learning_curves(by_arm, split)
+    counted = {f["id"] for runs in facts.values() for f in runs if f["counted"]}
+    curves = learning_curves(by_arm, split, counted)
     report: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "kind": "study report", "study": _study(study, facts)}
     report |= _judged(study, arms, facts, questions)
     algorithms = resolved(by_arm)
@@ -111,6 +112,7 @@ def _study(study: StudyFolder, facts: Mapping[str, Sequence[dict[str, Any]]]) ->
         "parameters": size,
         "parameters_words": text.count(size) if size is not None else "an unknown number of",
         "toy": spec.model.name.lower().startswith("tiny"),
+        "watermark": _watermark(spec.model.name, size),
         "budget": spec.budget.model_dump(mode="json"),
         "budget_words": _budget_words(spec.budget.sampled_tokens, spec.budget.steps),
         "seeds": list(spec.seeds),
@@ -118,6 +120,13 @@ def _study(study: StudyFolder, facts: Mapping[str, Sequence[dict[str, Any]]]) ->
         "delta": spec.delta,
         "on_policy": bool(facts) and _on_policy([f for runs in facts.values() for f in runs]),
     }
+
+
+def _watermark(model: str, size: int | None) -> str | None:
+    """What embedded models carry wherever a result of theirs is shown."""
+    if not model.lower().startswith("tiny"):
+        return None
+    return f"Mechanism test{f', {text.count(size)} parameters' if size else ''}; not evidence about large models."
 
 
 def _on_policy(runs: Sequence[dict[str, Any]]) -> bool:

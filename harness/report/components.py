@@ -20,10 +20,10 @@ def resolved(runs: Mapping[str, Sequence[RunFolder]]) -> dict[str, dict[str, Any
 
 
 def describe(value: Any) -> str:
-    """One slot in words: `clip(low=0.2, high=0.28)`."""
+    """One slot in words: `clip(low=0.2, high=0.28)`; unset fields are left out."""
     if isinstance(value, Mapping):
         kind = value.get("kind")
-        fields = ", ".join(f"{k}={describe(v)}" for k, v in value.items() if k != "kind")
+        fields = ", ".join(f"{k}={describe(v)}" for k, v in value.items() if k != "kind" and v is not None)
         return f"{kind}({fields})" if kind and fields else str(kind or fields)
     if isinstance(value, (list, tuple)):
         return " + ".join(describe(v) for v in value) or "none"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from harness.stats.estimate import mean_t
 if TYPE_CHECKING:
     from harness.core.results import RunFolder
 
+SMOOTH = 20  # a panel's mean is a running mean over a twentieth of the run
 MAX_POINTS = 200  # per line; longer runs are thinned by taking the mean of neighbouring steps
 LEARNING_POINTS = 25
 
@@ -43,15 +44,19 @@ def pick_split(runs: Sequence[RunFolder]) -> str:
     return "validation" if any(e.split == "validation" for r in runs for e in r.evals) else "test"
 
 
-def learning_curves(runs: Mapping[str, Sequence[RunFolder]], split: str) -> dict[str, Any]:
-    """Arm -> {runs: [...], mean: {step: ..., sampled_tokens: ...}} of the held-out score."""
+def learning_curves(runs: Mapping[str, Sequence[RunFolder]], split: str, counted: Collection[str]) -> dict[str, Any]:
+    """Arm -> {runs: [...], mean: {step: ..., sampled_tokens: ...}} of the held-out score.
+
+    Means are over counted runs; an arm that has none is averaged over what it has so far.
+    """
     arms: dict[str, Any] = {}
     for arm, members in runs.items():
-        lines = [{"run": r.path.name, "seed": r.spec.seed, **curve(r, split)} for r in members]
+        lines = [{"run": r.path.name, "seed": r.spec.seed, "counted": r.path.name in counted, **curve(r, split)} for r in members]
         lines = [line for line in lines if line["score"]]
+        averaged = [ln for ln in lines if ln["counted"]] or lines
         arms[arm] = {
             "runs": lines,
-            "mean": {axis: _band([(ln[axis], ln["score"]) for ln in lines], points=LEARNING_POINTS)
+            "mean": {axis: _band([(ln[axis], ln["score"]) for ln in averaged], points=LEARNING_POINTS)
                      for axis in ("step", "sampled_tokens")},
         }  # fmt: skip
     return arms
@@ -88,12 +93,27 @@ def panels(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
                 lines[arm] = kept
         if not lines and key in ("value/explained_var", "mismatch/k3"):
             continue
+        means = {arm: _panel_mean(kept) for arm, kept in lines.items()}
         absent = [arm for arm in runs if arm not in lines]
         found.append({
-            "key": key, "column": column, "title": title, "unit": metric.unit, "log": log, "arms": lines,
+            "key": key, "column": column, "title": title, "unit": metric.unit, "log": log, "arms": lines, "means": means,
             "absent": absent, "why_absent": metric.not_applicable or "not recorded",
         })  # fmt: skip
     return found
+
+
+def _panel_mean(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean over the runs of an arm at each step, then a centred running mean; for reading, not for testing."""
+    by_step: dict[float, list[float]] = {}
+    for line in lines:
+        for x, y in zip(line["x"], line["y"], strict=True):
+            if y is not None:
+                by_step.setdefault(x, []).append(y)
+    steps = sorted(by_step)
+    raw = np.array([np.mean(by_step[x]) for x in steps])
+    half = len(raw) // (2 * SMOOTH)
+    smooth = [float(raw[max(0, i - half) : i + half + 1].mean()) for i in range(len(raw))]
+    return {"x": steps, "y": [round6(v) for v in smooth], "window": 2 * half + 1}
 
 
 def _line(run: RunFolder, column: str) -> dict[str, Any] | None:

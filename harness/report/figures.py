@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from harness.report import text
@@ -59,16 +61,23 @@ def svg(name: str, alt: str, size: tuple[float, float], draw: Callable[[Figure],
 def _inline(source: str, name: str, alt: str) -> str:
     body = source[source.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.S)
-    body = re.sub(r'<g id="[^"]*">', "<g>", body)
+    body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = re.sub(r"<!--.*?-->\s*", "", body, flags=re.S)
-    slug = re.sub(r"\W+", "-", name)
+    slug = "f" + hashlib.sha256(name.encode()).hexdigest()[:8]  # ids must be unique in the page
     body = re.sub(r'( id="|"#|url\(#)', rf"\g<1>{slug}-", body)
+    body = re.sub(r"<style.*?</style>\s*", "", body, flags=re.S)
+    body = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans)", body)
     body = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--sans)", body)
+    body = re.sub(r"(?<=[ML] )(-?[\d.]+) (-?[\d.]+)", _short_point, body)
     for color, variable in VARIABLES.items():
         body = body.replace(color, variable)
     box = re.search(r'viewBox="[^"]*"', body)
     head = f'<svg {box.group(0) if box else ""} role="img" aria-label="{escape(alt)}" xmlns:xlink="http://www.w3.org/1999/xlink">'
     return head + re.sub(r"\s*\n\s*", "\n", body[body.index(">") + 1 :]).strip()
+
+
+def _short_point(match: re.Match[str]) -> str:
+    return f"{float(match[1]):.1f} {float(match[2]):.1f}"
 
 
 def learning(report: Mapping[str, Any], axis: str) -> str:
@@ -77,7 +86,7 @@ def learning(report: Mapping[str, Any], axis: str) -> str:
     label = "Rollout steps" if axis == "step" else "Sampled tokens (discarded ones included)"
 
     def draw(figure: Figure) -> None:
-        axes = figure.add_axes((0.09, 0.14, 0.72, 0.82))
+        axes = figure.add_axes((0.09, 0.14, 0.7, 0.82))
         ends = []
         for arm, data in curves["arms"].items():
             for line in data["runs"]:
@@ -85,18 +94,25 @@ def learning(report: Mapping[str, Any], axis: str) -> str:
             mean = data["mean"][axis]
             if mean["x"]:
                 _mean(axes, mean, styles[arm])
-                ends.append((mean["mean"][-1], f"{arm}", styles[arm]["color"]))
+                ends.append((mean["mean"][-1], arm, styles[arm]["color"], mean["x"][-1] / _end(curves, axis)))
         _score_axis(axes, curves)
         axes.set_xlabel(label)
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, _end(curves, axis))
         if axis == "sampled_tokens":
             axes.xaxis.set_major_formatter(TOKENS)
             if curves["budget"]:
-                axes.axvline(curves["budget"], color=MUTED, lw=0.8, ls=(0, (2, 2)))
+                axes.axvline(curves["budget"], color=MUTED, lw=0.8, ls=(0, (2, 2)), clip_on=False)
         axes.set_ylabel(f"Score, {curves['split']} split")
         _name_ends(axes, ends)
 
     return svg(f"learning-{axis}", f"Held-out score over {label.lower()}, one line per arm", (5.7, 3.5), draw)
+
+
+def _end(curves: Mapping[str, Any], axis: str) -> float:
+    """Right end of the axis: the longest run, and the budget where there is one."""
+    longest = max((line[axis][-1] for d in curves["arms"].values() for line in d["runs"]), default=1.0)
+    budget = curves["budget"] if axis == "sampled_tokens" else None
+    return float(max(longest, budget or 0.0, 1.0))
 
 
 def _styles(report: Mapping[str, Any]) -> Style:
@@ -117,17 +133,19 @@ def _score_axis(axes: Axes, curves: Mapping[str, Any]) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5))
 
 
-def _name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], gap: float = 0.058) -> None:
-    """Names beside the end points, moved apart where they would overlap, with a hairline back."""
+def _name_ends(axes: Axes, ends: Sequence[tuple[float, str, str, float]], gap: float = 0.058) -> None:
+    """Names beside the end points (value, name, colour, x in [0, 1]), moved apart where they would overlap, with a hairline back."""
     if not ends:
         return
     low, high = axes.get_ylim()
     ordered = sorted(ends)
     places = _spread([(v - low) / (high - low) for v, *_ in ordered], gap)
-    for (value, name, color), place in zip(ordered, places, strict=True):
+    for (value, name, color, x), place in zip(ordered, places, strict=True):
         start = (value - low) / (high - low)
+        if x < 0.97:
+            axes.plot([x + 0.015, 1.0], [start, start], transform=axes.transAxes, color=color, lw=0.7, ls=(0, (1, 3)))
         axes.plot([1.0, 1.02, 1.04], [start, place, place], transform=axes.transAxes, color=color, lw=0.7, clip_on=False)
-        axes.text(1.05, place, _short(name, 19), transform=axes.transAxes, color=INK, va="center", fontsize=8.5)
+        axes.text(1.05, place, _short(name, 18), transform=axes.transAxes, color=INK, va="center", fontsize=8.5)
 
 
 def _spread(places: Sequence[float], gap: float) -> list[float]:
@@ -151,29 +169,40 @@ def arm_curves(report: Mapping[str, Any]) -> list[dict[str, str]]:
     """One small figure per arm: its seeds, mean and 95 % band over the other arms' means in grey."""
     curves, styles = report["curves"], _styles(report)
     top = [a["name"] for a in report["arms"] if curves["arms"].get(a["name"], {}).get("runs")]
-    return [{"arm": arm, "svg": _arm_curve(curves, styles, arm)} for arm in top]
+    rows = {a["name"]: a for a in report["arms"]}
+    words = {arm: _band_words(rows[arm], curves["arms"][arm]["mean"]["step"]["n"]) for arm in top}
+    return [
+        {"arm": arm, "svg": _arm_curve(curves, styles, arm, band=words[arm].startswith("95")), "words": words[arm]}
+        for arm in top
+    ]
 
 
-def _arm_curve(curves: Mapping[str, Any], styles: Style, arm: str) -> str:
+def _band_words(arm: Mapping[str, Any], n: int) -> str:
+    if n < 3:
+        return f"no band, n = {n}"
+    return "95 % band" if arm["score"]["low"] is not None or not arm["n"] else "no band, a run collapsed"
+
+
+def _arm_curve(curves: Mapping[str, Any], styles: Style, arm: str, *, band: bool) -> str:
     def draw(figure: Figure) -> None:
-        axes = figure.add_axes((0.13, 0.2, 0.84, 0.76))
+        axes = figure.add_axes((0.14, 0.2, 0.83, 0.76))
         for other, data in curves["arms"].items():
             if other != arm:
                 axes.plot(data["mean"]["sampled_tokens"]["x"], data["mean"]["sampled_tokens"]["mean"], color=LINE, lw=1.1)
         mean, color = curves["arms"][arm]["mean"]["sampled_tokens"], styles[arm]["color"]
-        if mean["n"] >= 3:
+        if band:
             low, high = (np.array(mean[k], dtype=float) for k in ("low", "high"))
             axes.fill_between(mean["x"], np.clip(low, 0, 1), np.clip(high, 0, 1), color=color, alpha=0.18, lw=0)
         for line in curves["arms"][arm]["runs"]:
             axes.plot(line["sampled_tokens"], line["score"], color=color, lw=0.8, alpha=0.55)
         _mean(axes, mean, styles[arm], lw=1.8)
         _score_axis(axes, curves)
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_xlim(0, 1.02 * _end(curves, "sampled_tokens"))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(TOKENS)
         axes.set_xlabel("Sampled tokens")
 
-    return svg(f"arm-{arm}", f"Held-out score of {arm} with seeds and 95 % band", (3.4, 2.2), draw)
+    return svg(f"arm-{arm}", f"Held-out score of {arm} with seeds and 95 % band", (3.0, 2.1), draw)
 
 
 def forest(report: Mapping[str, Any]) -> str | None:
@@ -193,17 +222,22 @@ def forest(report: Mapping[str, Any]) -> str | None:
             if c["low"] is not None:
                 axes.plot([c["low"], c["high"]], [y, y], color=color, lw=2.0)
             axes.plot([c["value"]], [y], marker=styles[c["a"]]["marker"], color=color, ms=6.5, mew=1.4, ls="none")
-            axes.text(1.03, y, text.label_words(c["label"]), transform=axes.get_yaxis_transform(), va="center",
+            axes.text(1.03, y, text.label_words(c), transform=axes.get_yaxis_transform(), va="center",
                       fontsize=8.5, color=INK)  # fmt: skip
-        axes.set_yticks(range(len(rows)), [f"{_short(c['a'], 18)} \u2212 {_short(c['b'], 10)}" for c in reversed(rows)])
+        axes.set_yticks(range(len(rows)), [_row_name(c, report["study"]["reference"]) for c in reversed(rows)])
         axes.tick_params(axis="y", labelcolor=INK, labelsize=8.5)
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.grid(visible=False)
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel("Difference in score (95 % interval)")
+        axes.set_xlabel(f"Difference in score from {_short(report['study']['reference'], 24)} (95 % interval)")
         _zero_inside(axes, delta)
 
     return svg("forest", "Differences in score from the reference arm, with 95 % intervals", (7.2, height), draw)
+
+
+def _row_name(c: Mapping[str, Any], reference: str) -> str:
+    """The arm; a second line names a reference that is not the study's."""
+    return _short(c["a"], 24) if c["b"] == reference else f"{_short(c['a'], 24)}\nfrom {_short(c['b'], 20)}"
 
 
 def _zero_inside(axes: Axes, delta: float) -> None:
@@ -217,11 +251,18 @@ def panel_figures(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One small figure per stability metric."""
     onsets = {r["id"]: [e["onset_step"] for e in r["events"]] for r in report["runs"]}
     styles = _styles(report)
-    return [{**p, "svg": _panel(p, styles, onsets) if p["arms"] else None} for p in report["panels"]]
+    return [
+        {**p, "zero": bool(p["arms"]) and not any(_values(p)), "svg": _panel(p, styles, onsets) if any(_values(p)) else None}
+        for p in report["panels"]
+    ]
+
+
+def _values(panel: Mapping[str, Any]) -> list[float]:
+    return [v for lines in panel["arms"].values() for line in lines for v in line["y"] if v is not None]
 
 
 def _panel(panel: Mapping[str, Any], styles: Style, onsets: Mapping[str, Sequence[int]]) -> str:
-    everything = [v for lines in panel["arms"].values() for ln in lines for v in ln["y"] if v is not None]
+    everything = _values(panel)
     log = panel["log"] and any(v > 0 for v in everything)
 
     def draw(figure: Figure) -> None:
@@ -229,9 +270,12 @@ def _panel(panel: Mapping[str, Any], styles: Style, onsets: Mapping[str, Sequenc
         for arm, lines in panel["arms"].items():
             for line in lines:
                 y = np.array([np.nan if v is None or (log and v <= 0) else v for v in line["y"]], dtype=float)
-                axes.plot(line["x"], y, color=styles[arm]["color"], lw=0.9, alpha=0.75, ls=styles[arm]["dash"])
+                axes.plot(line["x"], y, color=styles[arm]["color"], lw=0.6, alpha=0.3)
                 for onset in onsets.get(line["run"], ()):
                     axes.plot(onset, np.interp(onset, line["x"], y), "o", mfc="none", mec=INK, ms=7, mew=1.0)
+        for arm, mean in panel["means"].items():
+            y = np.array([np.nan if log and v <= 0 else v for v in mean["y"]], dtype=float)
+            axes.plot(mean["x"], y, color=styles[arm]["color"], lw=1.5, ls=styles[arm]["dash"])
         axes.set_xlabel("Rollout steps")
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -258,16 +302,18 @@ def _panel_scale(axes: Axes, panel: Mapping[str, Any], everything: Sequence[floa
 
 
 def marker(style: Mapping[str, str]) -> str:
-    """A small swatch: the arm's line and marker."""
+    """A small swatch: the arm's line and marker; no ids, since it stands in many places."""
+    shape = MarkerStyle(style["marker"])
+    outline = shape.get_path().transformed(shape.get_transform())
+    parts = [f'<line x1="0" x2="26" y1="6" y2="6" style="stroke:{style["color"]};stroke-width:2;{DASHES[style["dash"]]}"/>']
+    for polygon in outline.to_polygons(closed_only=False):
+        points = " ".join(f"{13 + 8 * x:.1f},{6 - 8 * y:.1f}" for x, y in polygon)
+        fill = style["color"] if shape.is_filled() else "none"
+        parts.append(f'<polyline points="{points}" style="fill:{fill};stroke:{style["color"]};stroke-width:1.4"/>')
+    return f'<svg class="swatch" viewBox="0 0 26 12" aria-hidden="true">{"".join(parts)}</svg>'
 
-    def draw(figure: Figure) -> None:
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.set_axis_off()
-        axes.plot([0, 1, 2], [0, 0, 0], color=style["color"], lw=2, ls=style["dash"], marker=style["marker"], ms=6,
-                  markevery=[1], mew=0.8 if style["marker"] not in "x+1" else 1.6)  # fmt: skip
-        axes.set_xlim(-0.1, 2.1)
 
-    return svg(f"swatch-{style['color']}-{style['marker']}", "", (0.34, 0.16), draw).replace("<svg ", '<svg class="swatch" ')
+DASHES = {"solid": "", "dashed": "stroke-dasharray:4 3;"}
 
 
 def strip(seeds: Sequence[Mapping[str, Any]], estimate: Mapping[str, Any], color: str, span: tuple[float, float]) -> str:

@@ -96,7 +96,7 @@ def interval(estimate: Mapping[str, Any] | None, kind: str = "score") -> str:
         return ""
     form = FORMATS[kind]
     if estimate.get("low") is None:
-        return f"(n={estimate['n']}, no interval)"
+        return f"(n={estimate['n']}, no interval)" if estimate["n"] < 3 else f"(n={estimate['n']}, a run collapsed)"
     return f"[{form(estimate['low'])}, {form(estimate['high'])}]"
 
 
@@ -114,20 +114,16 @@ def test_words(comparison: Mapping[str, Any]) -> str:
     return f"{name} p {p}" if p.startswith("<") else f"{name} p = {p}"
 
 
-LABELS = {
-    "A>B": "better",
-    "B>A": "worse",
-    "equivalent": "equivalent",
-    "inconclusive": "inconclusive",
-    "inconclusive-underpowered": "underpowered",
-    "measurement-limited": "measurement-limited",
-    "reference": "reference",
-}
+LABELS = {"inconclusive-underpowered": "underpowered"}
 
 
-def label_words(label: str) -> str:
-    """The label of a comparison a - b, said of a."""
-    return LABELS.get(label, label)
+def label_words(comparison: Mapping[str, Any]) -> str:
+    """`DAPO > GRPO`, or the label itself."""
+    if comparison["label"] == "A>B":
+        return f"{comparison['a']} > {comparison['b']}"
+    if comparison["label"] == "B>A":
+        return f"{comparison['b']} > {comparison['a']}"
+    return LABELS.get(comparison["label"], str(comparison["label"]))
 
 
 def threshold_words(cell: Mapping[str, Any] | None) -> str:
@@ -136,5 +132,5 @@ def threshold_words(cell: Mapping[str, Any] | None) -> str:
         return "n/a"
     reached = f"({cell['reached']}/{len(cell['each'])})"
     if cell["median"] is None:
-        return f"> {count(cell['horizon'])} {reached}"
+        return f"> {count(cell['followed'])} {reached}"
     return f"{count(cell['median'])} {reached}"

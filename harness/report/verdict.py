@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from harness.report.collect import COUNTED
-from harness.stats.compare import Arm, Comparison, compare_family
+from harness.stats.compare import COLLAPSE_T_FROM, Arm, Comparison, compare_family
 from harness.stats.estimate import Estimate, iqm, jeffreys, mean_t, variance_components
 from harness.stats.rank import rank_distribution
 from harness.stats.threshold import first_crossing, median_crossing, restricted_mean
@@ -18,6 +18,7 @@ BRACKETS = {
     "dense": "Dense credit",
     "control": "Controls",
 }
+RANKS_FROM = 5  # seed pairs; a percentile bootstrap over fewer is far too sure of itself
 SHARES = (0.5, 0.75, 0.9)  # of the best mean score
 Run = dict[str, Any]
 
@@ -66,17 +67,18 @@ def arm_row(arm: Mapping[str, Any], runs: Sequence[Run], planned: int) -> dict[s
     survived = [r for r in counted if r["status"] != "collapsed"]
     gains = [{**r, "gain": r["score"] - r["base_score"] if r["base_score"] is not None else None} for r in counted]
     deviations = sorted({d for r in runs for d in r["deviations"]})
+    collapsed = 0 < len(counted) - len(survived) and len(counted) < COLLAPSE_T_FROM
     statuses = {s: sum(r["status"] == s for r in runs) for s in (*COUNTED, "infra_failed", "unfinished")}
     return {
         **arm,
         "deviations": deviations or [f"{k}: {v}" for k, v in arm["overrides"].items()],
         "n": len(counted),
         "seeds": [{"seed": r["seed"], "run": r["id"], "score": r["score"], "status": r["status"]} for r in counted],
-        "score": estimate(runs, "score"),
+        "score": _point(estimate(runs, "score"), collapsed),
         "score_survivors": estimate(survived, "score") if len(survived) < len(counted) else None,
         "iqm": {"value": iqm([r["score"] for r in counted]), "n": len(counted), "estimator": "interquartile mean",
                 "note": "blind to a quarter of failed runs; read with the collapse count"},
-        "gain": estimate(gains, "gain", "no evaluation before training"),
+        "gain": _point(estimate(gains, "gain", "no evaluation before training"), collapsed),
         "collapse": {**jeffreys(sum(r["status"] == "collapsed" for r in ended), len(ended)).as_dict(),
                      "k": sum(r["status"] == "collapsed" for r in ended), "runs": [r["id"] for r in ended]},
         "no_learning": {"k": statuses["no_learning"], "n": len(ended)},
@@ -92,6 +94,13 @@ def arm_row(arm: Mapping[str, Any], runs: Sequence[Run], planned: int) -> dict[s
         "memory_mib": estimate(runs, "memory_mib", "not measured"),
         **{key: estimate(runs, key) for key in ("sampled_tokens", "trained_tokens", "optimizer_steps", "steps", "prompts")},
     }  # fmt: skip
+
+
+def _point(found: dict[str, Any], collapsed: bool) -> dict[str, Any]:
+    """With a collapse among fewer than twenty runs a t interval of the mean under-covers: the mean stays a point."""
+    if not collapsed or found["low"] is None:
+        return found
+    return {**found, "low": None, "high": None, "note": "a run collapsed: mean as a point, interval of the survivors beside it"}
 
 
 def _on_policy(runs: Sequence[Run]) -> str | None:
@@ -199,7 +208,7 @@ def ranks(listed: Sequence[dict[str, Any]], runs: Mapping[str, Sequence[Run]]) -
     for g in listed:
         scores = {n: _scores(runs[n]) for n in g["arms"] if _scores(runs[n])}
         common = sorted(set.intersection(*(set(s) for s in scores.values()))) if scores else []
-        if g["ranked"] and len(scores) > 1 and len(common) >= 3:
+        if g["ranked"] and len(scores) > 1 and len(common) >= RANKS_FROM:
             found.append({
                 "bracket": g["bracket"], "roster": g["roster"], "n": len(common),
                 "estimator": "joint bootstrap over seed pairs, 4000 resamples, seed 0",
@@ -209,7 +218,9 @@ def ranks(listed: Sequence[dict[str, Any]], runs: Mapping[str, Sequence[Run]]) -
 
 
 def thresholds(curves: Mapping[str, Any], arms: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Budget to 50, 75 and 90 % of the best arm's mean score on the curve's split; censored runs stay in."""
+    """Budget to 50, 75 and 90 % of the best arm's mean score on the curve's split; counted runs, censored ones kept."""
+    curves = {n: {**c, "runs": [ln for ln in c["runs"] if ln["counted"]]} for n, c in curves.items()}
+    curves = {n: c for n, c in curves.items() if c["runs"]}
     compared = [n for n in curves if arms[n]["bracket"] != "control"]
     tops = [v for n in compared for v in curves[n]["mean"]["step"]["mean"][-1:] if v is not None]
     if not tops:
@@ -229,7 +240,7 @@ def _threshold(share: float, level: float, curves: Mapping[str, Any]) -> dict[st
                 mean: Estimate = restricted_mean(found, horizon)
                 rows.setdefault(arm, {})[axis] = {
                     **mean.as_dict(), "median": median_crossing(found), "reached": sum(not c.censored for c in found),
-                    "horizon": horizon, "runs": [line["run"] for line in data["runs"]],
+                    "horizon": horizon, "followed": min(line[axis][-1] for line in data["runs"]), "runs": [line["run"] for line in data["runs"]],
                     "each": [{"value": c.value, "censored": c.censored} for c in found],
                 }  # fmt: skip
     return {"share": share, "score": level, "arms": rows}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,10 +26,19 @@ class Collector:
     context: int  # tokens the model can attend to
     clock: Callable[[], float]
 
-    def collect(self, prompts: Sequence[Prompt], num_samples: int, key: tuple[int, ...]) -> Collected:
-        """`num_samples` graded responses per prompt; `key` = (seed, rollout) opens the random stream."""
+    def collect(
+        self, prompts: Sequence[Prompt], num_samples: int, key: tuple[int, ...], before: Sequence[Prompt] = ()
+    ) -> Collected:
+        """`num_samples` graded responses per prompt; `key` = (seed, rollout) opens the random stream.
+
+        A prompt that occurs again under the same key (`before`: the prompts it was used for) draws new numbers.
+        """
         start = self.clock()
-        requests = [self._request(p, num_samples, key) for p in prompts]
+        seen = Counter(p.id for p in before)
+        requests = []
+        for prompt in prompts:
+            requests.append(self._request(prompt, num_samples, key, seen[prompt.id]))
+            seen[prompt.id] += 1
         completions = self.sampler.generate(
             requests, max_new_tokens=self.max_new_tokens, temperature=self.temperature
         )
@@ -40,7 +50,7 @@ class Collector:
             groups.append(RolloutGroup(prompt=prompt, trajectories=rows))
         return Collected(groups=groups, t_gen=generated - start, t_reward=self.clock() - generated)
 
-    def _request(self, prompt: Prompt, num_samples: int, key: tuple[int, ...]) -> SampleRequest:
+    def _request(self, prompt: Prompt, num_samples: int, key: tuple[int, ...], repeat: int) -> SampleRequest:
         ids = self.codec.encode(prompt.messages)
         if len(ids) + self.max_new_tokens > self.context:
             raise UsageError(
@@ -48,7 +58,7 @@ class Collector:
                 f"the model attends to {self.context} tokens",
                 f"--set recipe.max_new_tokens={max(1, self.context - len(ids))} or less, or shorter prompts",
             )
-        name = counter(prompt.id)
+        name = counter(f"{prompt.id} again {repeat}" if repeat else prompt.id)
         return SampleRequest(prompt_ids=ids, keys=tuple((*key, name, j, 0) for j in range(num_samples)))
 
     def _grade(

@@ -47,7 +47,7 @@ def gather(
         else:
             prompts = train_prompts(collector.task, seed, REFILL, refill_cursor, wanted)
             refill_cursor += wanted
-        new = collector.collect(prompts, algorithm.siblings, (seed, rollout))
+        new = collector.collect(prompts, algorithm.siblings, (seed, rollout), [g.prompt for g in sampled])
         t_gen, t_reward = t_gen + new.t_gen, t_reward + new.t_reward
         rounds += 1
         sampled += new.groups

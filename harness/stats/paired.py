@@ -116,11 +116,17 @@ def minimal_detectable_effect(sd: float, n: int, alpha: float = 0.05, power: flo
     return float(_effect(n, alpha, power) * sd)
 
 
+@lru_cache(maxsize=1)
+def _quadrature() -> tuple[np.ndarray, np.ndarray]:
+    nodes, weights = np.polynomial.legendre.leggauss(120)
+    return nodes, weights
+
+
 @lru_cache(maxsize=512)
 def _effect(n: int, alpha: float, power: float) -> float:
     """Effect in SD units; the power is integrated over the sample SD (scipy's noncentral t overflows for small n)."""
     critical = float(stats.t.ppf(1 - alpha / 2, n - 1))
-    nodes, weights = np.polynomial.legendre.leggauss(200)
+    nodes, weights = _quadrature()
     spread = critical * np.sqrt(stats.chi2.ppf((nodes + 1) / 2, n - 1) / (n - 1))
 
     def shortfall(effect: float) -> float:

@@ -21,7 +21,8 @@ def calibrate(trainer: Trainer, progress: Progress, restore: Callable[[], None])
     the tokens charged).
     """
     loose: Algorithm = trainer.algorithm.model_copy(update={"surrogate": trainer.algorithm.surrogate.unclipped()})
-    outcome = one_step(replace(trainer, algorithm=loose, schedule=()), progress, 0.0)
+    full_rate = trainer.recipe.warmup  # the fraction at which the warm-up ends
+    outcome = one_step(replace(trainer, algorithm=loose, schedule=()), progress, full_rate)
     restore()
     drifts = [row_mean(t.logp - t.old_logp, t.mask) for t in outcome.traces if not t.on_policy]
     pooled = torch.cat(drifts) if drifts else torch.zeros(0)

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from harness.core.errors import InfrastructureError
+from harness.core.errors import InfrastructureError, UsageError
 from harness.core.results import dumps
 from harness.core.shapes import Tensor
 from harness.train.loop import Progress
+from harness.train.optimizer import Optimizer
 from harness.train.update import Optimizers
 
 KEEP = 2  # newest checkpoints kept
@@ -37,7 +39,7 @@ def save(folder: Path, progress: Progress, optimizers: Optimizers, extra: Mappin
         state = {"schema_version": 1, "progress": asdict(progress), **extra}
         (temporary / "state.json").write_text(dumps(state), encoding="utf-8")
         temporary.rename(target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise InfrastructureError(
             f"cannot write checkpoint {target}: {error}; free space, then run the same command to continue"
@@ -57,12 +59,22 @@ def load(
 ) -> tuple[Progress, dict[str, Any]]:
     """Restores networks, optimizers and random state; returns the counters and whatever else was saved."""
     state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    optimizers.policy.load(load_file(path / "policy.safetensors"), moments=moments)
+    _restore(optimizers.policy, path / "policy.safetensors", moments)
     if critic and optimizers.critic is not None:
-        optimizers.critic.load(load_file(path / "critic.safetensors"), moments=moments)
+        _restore(optimizers.critic, path / "critic.safetensors", moments)
     torch.set_rng_state(load_file(path / "rng.safetensors")["torch"])
     counters = state.pop("progress")
     return Progress(**{**counters, "history": tuple(counters["history"])}), state
+
+
+def _restore(optimizer: Optimizer, file: Path, moments: bool) -> None:
+    if not file.exists():
+        raise UsageError(f"{file}: missing", "the run that wrote this checkpoint had no critic", "start.reset: [critic]")
+    tensors = load_file(file)
+    shapes = {name: tuple(tensors[f"weight.{name}"].shape) for name in optimizer.names if f"weight.{name}" in tensors}
+    if shapes != optimizer.shapes():
+        raise UsageError(f"{file}", "its weights belong to another model", "a checkpoint of the same model")
+    optimizer.load(tensors, moments=moments)
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

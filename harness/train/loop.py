@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
-from harness.core.algorithm import Algorithm, override
+from harness.core.algorithm import Algorithm
+from harness.core.resolve import scheduled
 from harness.core.shapes import Tensor
 from harness.core.spec import Budget, Recipe, ScheduleEntry
 from harness.core.types import RolloutBatch, RolloutGroup, UpdateTrace
@@ -78,18 +79,6 @@ class StepOutcome:
     seconds: Mapping[str, float] = field(default_factory=dict)  # by phase
 
 
-def scheduled(trainer: Trainer, fraction: float) -> tuple[Algorithm, Recipe]:
-    """Algorithm and recipe in force at a fraction of the budget."""
-    algorithm, recipe = trainer.algorithm, trainer.recipe
-    for entry in trainer.schedule:
-        if fraction >= entry.at:
-            changes: dict[str, Any] = {k: v for k, v in entry.overrides.items() if not k.startswith("recipe.")}
-            algorithm = override(algorithm, changes) if changes else algorithm
-            mine = {k.removeprefix("recipe."): v for k, v in entry.overrides.items() if k.startswith("recipe.")}
-            recipe = recipe.model_copy(update=mine)
-    return algorithm, recipe
-
-
 def train(trainer: Trainer, progress: Progress) -> Iterator[StepOutcome]:
     """Steps until the budget is spent; the consumer may stop between any two."""
     while True:
@@ -104,7 +93,9 @@ def train(trainer: Trainer, progress: Progress) -> Iterator[StepOutcome]:
 def one_step(trainer: Trainer, progress: Progress, fraction: float) -> StepOutcome:
     """Gather, prepare, update, sync."""
     start = trainer.clock()
-    algorithm, recipe = scheduled(trainer, fraction)
+    algorithm, recipe = scheduled(trainer.algorithm, trainer.recipe, trainer.schedule, fraction)
+    nets = replace(trainer.nets, temperature=recipe.temperature, micro_batch_tokens=recipe.micro_batch_tokens)
+    facts = replace(trainer.facts, limit=recipe.max_new_tokens)
     key = (trainer.seed, progress.step)
     trainer.optimizers.policy.mark()
     gathered = trainer.gather(algorithm, recipe, progress)
@@ -117,18 +108,16 @@ def one_step(trainer: Trainer, progress: Progress, fraction: float) -> StepOutco
     prepared, old, traces, trained = None, None, [], 0
     ready = logged = trainer.clock()
     if gathered.groups:
-        prepared = prepare(
-            trainer.collate(gathered.groups), algorithm, trainer.nets, trainer.facts, key, progress.history
-        )
+        prepared = prepare(trainer.collate(gathered.groups), algorithm, nets, facts, key, progress.history)
         ready = trainer.clock()
         plan = plan_updates(prepared, algorithm, (*key, SHUFFLE))
-        old = old_logps(prepared, plan, algorithm, trainer.nets)
+        old = old_logps(prepared, plan, algorithm, nets)
         logged = trainer.clock()
         old = old.clone()
         steps = update(
             prepared,
             algorithm,
-            trainer.nets,
+            nets,
             trainer.optimizers,
             rates,
             old,
@@ -137,7 +126,7 @@ def one_step(trainer: Trainer, progress: Progress, fraction: float) -> StepOutco
             width=recipe.max_new_tokens,
         )
         traces = [trace for trace in steps if trace is not None]
-        trained = 0 if frozen else int(prepared.batch.mask[prepared.contributing].sum()) * algorithm.updates.epochs
+        trained = sum(int(trace.mask.sum()) for trace in traces)
     updated = trainer.clock()
     new = replace(
         progress,

@@ -61,7 +61,7 @@ def policy_loss(
     view = PenaltyInput(logp=logp, old_logp=old, ref_logp=ref_logp, entropy=entropy, mask=mask)
     loss, values = policy, {}
     for penalty in algorithm.penalties:
-        if not penalty.weight:
+        if penalty.in_reward or not penalty.weight:
             continue
         value = algorithm.aggregate(penalty(view), mask, totals)
         loss = loss + penalty.weight * value

@@ -74,6 +74,10 @@ class Optimizer:
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
         return list(zip(self._params, self._masters, strict=True))
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every weight by name."""
+        return {name: tuple(master.shape) for name, master in zip(self.names, self._masters, strict=True)}
+
     def tensors(self) -> dict[str, Tensor]:
         """Weights and moments by name, for a checkpoint."""
         found: dict[str, Tensor] = {}

@@ -21,6 +21,7 @@ class Room:
 
 
 CORE = ("harness.core",)
+ROSTERS = ("algorithms.arms", "algorithms.rosters", "algorithms.checks")  # named arms and what is known about them
 ROOMS = {
     "version": Room(modules=("harness",)),  # harness/__init__.py itself; everyone may read the version
     "core": Room(modules=CORE),
@@ -41,13 +42,13 @@ ROOMS = {
     ),
     "study": Room(
         modules=("harness.study",),
-        may=(*CORE, "harness.run", "harness.stats", "harness.presets", "algorithms.arms", "algorithms.rosters"),
+        may=(*CORE, "harness.run", "harness.stats", "harness.presets", *ROSTERS),
     ),
     "report": Room(
         modules=("harness.report",),
         may=("harness.core.results", "harness.core.metrics", "harness.core.errors", "harness.stats"),
     ),
-    "cli": Room(modules=("harness.cli", "harness.__main__"), anything=True),
+    "cli": Room(modules=("harness.cli", "harness.commands", "harness.__main__"), anything=True),
     "bench": Room(modules=("harness.bench",), anything=True),
 }
 
@@ -71,16 +72,16 @@ FENCES = {
     "pandas": ("harness.report*", "harness.stats*"),
     "scipy": ("harness.stats*",),
     "statsmodels": ("harness.stats*",),
-    "typer": ("harness.cli*",),
-    "click": ("harness.cli*",),
-    "rich": ("harness.cli*", "harness.study*"),
+    "typer": ("harness.cli*", "harness.commands*"),
+    "click": ("harness.cli*", "harness.commands*"),
+    "rich": ("harness.cli*", "harness.commands*", "harness.study*"),
     "gguf": ("harness.models*",),
     "peft": ("harness.models*",),
     "reasoning_gym": ("tasks*",),
     "lm_eval": ("harness.evaluate*",),
     "datasets": ("harness.evaluate*",),
     "math_verify": ("harness.evaluate*", "tasks*"),
-    "trl": ("harness.bench*",),
+    "trl": ("harness.bench*", "harness.commands.bench"),
     "jaxtyping": ("harness.core.shapes",),
     "beartype": (),
 }

@@ -77,7 +77,8 @@ def special_cases(module: Module) -> Iterator[str]:
         )
         asked = any(_asks_for_algorithm(s) for s in sides)
         if literals and (asked or literals & presets):
-            yield f"{module.at(getattr(node, 'lineno', 0))}: `{ast.unparse(node).splitlines()[0]}` asks which algorithm runs"
+            line, code = getattr(node, "lineno", 0), ast.unparse(node).splitlines()[0]
+            yield f"{module.at(line)}: `{code}` asks which algorithm runs"
 
 
 def test_algorithms_are_pure() -> None:

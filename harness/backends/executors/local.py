@@ -37,6 +37,7 @@ class LocalExecutor:
         self._children: dict[str, _Child] = {}
         self._states: dict[str, RunState] = {}
         self._handles: dict[str, RunHandle] = {}
+        self._cancelled: set[str] = set()
 
     def submit(self, spec: RunSpec, folder: Path) -> RunHandle:
         handle = RunHandle(run_id=spec.run_id, folder=folder)
@@ -52,7 +53,8 @@ class LocalExecutor:
             if code is not None:
                 child.log.close()
                 del self._children[run_id]
-                self._states[run_id] = {0: "done", INTERRUPTED: "cancelled"}.get(code, "failed")  # type: ignore[assignment]
+                stopped = code == INTERRUPTED or (code < 0 and run_id in self._cancelled)
+                self._states[run_id] = "done" if code == 0 else "cancelled" if stopped else "failed"
         while self._waiting and len(self._children) < self._parallel:
             spec, handle = self._waiting.popleft()
             self._start(spec, handle)
@@ -62,6 +64,7 @@ class LocalExecutor:
         """Asks a run to stop after its step; a waiting one is taken off the list."""
         self._waiting = deque((s, h) for s, h in self._waiting if h.run_id != run_id)
         if run_id in self._children:
+            self._cancelled.add(run_id)
             self._children[run_id].process.send_signal(signal.SIGTERM)
         elif self._states.get(run_id) == "waiting":
             self._states[run_id] = "cancelled"

@@ -34,6 +34,7 @@ class Cursor(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     experiment_id: str = ""
+    created_ms: int = 0  # when the experiment was made; a fresh database counts its ids from 1 again
     arms: dict[str, RunCursor] = Field(default_factory=dict)  # parent runs, by arm and configuration
     runs: dict[str, RunCursor] = Field(default_factory=dict)  # by our run id
     report: RunCursor | None = None

@@ -139,11 +139,11 @@ class _StudyMirror:
             root = (self.results_dir / "mlartifacts" / study.path.name).resolve()
             location = None if served else root.as_uri()
             tags = {"harness": "study", "study_hash": study.spec.hash}
-            identity = self.client.create_experiment(study.spec.name, artifact_location=location, tags=tags)
-        else:
-            identity = found.experiment_id
-        if self.cursor.experiment_id != identity:  # a new server behind the same address, or the first mirror
-            self.cursor = self.file.servers[cursors.server_key(self.uri)] = Cursor(experiment_id=identity)
+            made = self.client.create_experiment(study.spec.name, artifact_location=location, tags=tags)
+            found = self.client.get_experiment(made)
+        fresh = Cursor(experiment_id=found.experiment_id, created_ms=found.creation_time or 0)
+        if (self.cursor.experiment_id, self.cursor.created_ms) != (fresh.experiment_id, fresh.created_ms):
+            self.cursor = self.file.servers[cursors.server_key(self.uri)] = fresh  # first time, or a new database
 
     def _arm(self, key: str, run: RunFolder) -> RunCursor:
         if key not in self.cursor.arms:

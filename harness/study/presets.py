@@ -1,0 +1,62 @@
+"""Named studies as YAML, with `extends:`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.core.errors import UsageError, near
+
+Data = dict[str, Any]
+
+
+def preset_names() -> list[str]:
+    """Bundled studies."""
+    return sorted(f.name.removesuffix(".yaml") for f in _folder().iterdir() if f.name.endswith(".yaml"))
+
+
+def load_preset(name: str) -> Data:
+    """A bundled study by name, or a YAML file by path; `extends` is resolved, later keys win."""
+    return _load(name, ())
+
+
+def _load(name: str, seen: tuple[str, ...]) -> Data:
+    if name in seen:
+        raise UsageError(f"extends: {' -> '.join((*seen, name))}", "the files extend one another", "break the circle")
+    text = _read(name)
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{name}: not YAML", " ".join(str(error).split()), "correct the file") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{name}: not a mapping", "a study is a mapping of settings", "start from `extends: quick`")
+    base = data.pop("extends", None)
+    return merge(_load(str(base), (*seen, name)), data) if base else data
+
+
+def _read(name: str) -> str:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UsageError(f"study file {name}", "there is no such file", "an existing file, or a preset's name")
+        return path.read_text(encoding="utf-8")
+    if name not in preset_names():
+        raise UsageError(f"preset {name!r}", "there is no such preset", near(name, [*preset_names(), "<file>.yaml"]))
+    return str((_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Data:
+    """`over` on top of `base`; mappings merge, everything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def _folder() -> Any:
+    return resources.files("harness.presets") / "studies"

@@ -1,0 +1,271 @@
+"""The data of the report, and that every format says the same."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.core.results import SampleRecord, append_line, read_study, to_json
+from harness.core.spec import ArmSpec, Budget
+from harness.report import build_report, terminal_table, text, write_report
+from tests.fakes.run_folders import write_fake_study
+
+
+class Text(HTMLParser):
+    """Tables as rows of cell texts, all text, and the tags seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._cell = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self._cell = True
+        if tag == "small" and self._cell:
+            self.rows[-1][-1] += " "
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._cell = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._cell:
+            self.rows[-1][-1] += data
+
+
+def parse(path: Path) -> Text:
+    found = Text()
+    found.feed(path.read_text())
+    return found
+
+
+def arm(report: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(a for a in report["arms"] if a["name"] == name)
+
+
+def test_every_run_is_accounted_for(report: dict[str, Any]) -> None:
+    tally = report["tally"]
+    assert tally["planned"] == 24
+    assert (tally["collapsed"], tally["infra_failed"], tally["unfinished"], tally["missing"]) == (1, 1, 1, 1)
+    assert len(report["runs"]) + len(report["missing"]) == 24
+    assert arm(report, "PPO")["n"] == 2
+
+
+def test_the_collapsed_run_keeps_its_real_score(report: dict[str, Any]) -> None:
+    gspo = arm(report, "GSPO")
+    hit = next(s for s in gspo["seeds"] if s["status"] == "collapsed")
+    assert hit["score"] < 0.2
+    assert gspo["score"]["value"] == pytest.approx(sum(s["score"] for s in gspo["seeds"]) / 3)
+    assert gspo["score"]["low"] is None, "a t interval would under-cover"
+    assert gspo["score_survivors"]["n"] == 2
+    assert (gspo["collapse"]["k"], gspo["collapse"]["n"]) == (1, 3)
+
+
+def test_ranking_stays_inside_a_bracket(report: dict[str, Any]) -> None:
+    outcome, dense, control = report["groups"]
+    assert outcome["arms"][0] == "DAPO"
+    assert set(outcome["arms"]) == {"PPO", "GRPO", "DAPO", "GSPO"}
+    assert dense["arms"] == ["GSPO-token process"]
+    assert not control["ranked"]
+    assert {(c["a"], c["b"]) for c in report["comparisons"]} == {
+        ("DAPO", "GRPO"), ("PPO", "GRPO"), ("GSPO", "GRPO"), ("Random reward", "GRPO"),
+    }  # fmt: skip
+
+
+def test_numbers_travel_with_estimator_n_interval_and_runs(report: dict[str, Any]) -> None:
+    ids = {r["id"] for r in report["runs"]}
+    for row in report["arms"]:
+        for key in ("score", "gain", "length", "entropy_end", "clip_tok_any", "wallclock_s"):
+            estimate = row[key]
+            assert estimate["estimator"]
+            assert estimate["n"] == len(estimate["runs"])
+            assert set(estimate["runs"]) <= ids
+            assert estimate["low"] is not None or estimate["note"], (row["name"], key)
+    for c in report["comparisons"]:
+        assert c["test"]
+        assert c["why"]
+        assert len(c["runs"]) == 2 * c["n"]
+
+
+def test_the_answer_says_what_the_comparison_says(report: dict[str, Any]) -> None:
+    best = next(c for c in report["comparisons"] if c["a"] == "DAPO")
+    assert best["label"] == "A>B"
+    assert report["answer"]["status"] == "decided"
+    assert report["answer"]["headline"].startswith("At 122,880 sampled tokens on chain, DAPO beats GRPO by ")
+    assert text.value_interval(best, "signed") in report["answer"]["headline"]
+    assert not report["answer"]["uncontrolled"]
+
+
+def test_html_and_markdown_show_the_numbers_of_the_json(report: dict[str, Any], files: dict[str, Path]) -> None:
+    rows = parse(files["html"]).rows
+    markdown = [[html.unescape(c).strip().replace("\\", "") for c in ln.strip("| ").split(" | ")] for ln in files["md"].read_text().splitlines()]
+    pairs = {c["a"]: c for c in report["comparisons"]}
+    for a in report["arms"]:
+        for table in (rows, markdown):
+            row = next(r for r in table if r and r[0].startswith(a["name"]) and len(r) == 7)
+            assert row[1].split()[0] == text.score(a["score"]["value"])
+            shown = [float(s.rstrip("†")) for s in row[2].split()]
+            assert shown == pytest.approx([s["score"] for s in a["seeds"]], abs=5e-4)
+            assert row[3].split()[0] == text.signed(a["gain"]["value"])
+            if a["name"] in pairs:
+                c = pairs[a["name"]]
+                assert row[4].split()[0] == text.signed(c["value"])
+                if c["low"] is not None:
+                    assert text.interval(c, "signed") in row[4]
+                assert row[5].startswith(text.label_words(c))
+            assert row[6].split()[0] == f"{a['collapse']['k']}/{a['collapse']['n']}"
+
+
+def test_csvs_hold_every_run_comparison_and_evaluation(report: dict[str, Any], files: dict[str, Path], study: Path) -> None:
+    runs, comparisons, evals = (list(csv.DictReader(files[k].open())) for k in ("runs", "comparisons", "evals"))
+    assert [r["id"] for r in runs] == [r["id"] for r in report["runs"]]
+    assert len(comparisons) == len(report["comparisons"]) + len(report["all_pairs"])
+    assert float(comparisons[0]["value"]) == report["comparisons"][0]["value"]
+    assert len(evals) == sum(len(r.evals) for r in read_study(study).runs)
+
+
+def test_the_page_is_offline_small_and_free_of_scripts(files: dict[str, Path]) -> None:
+    source, page = files["html"].read_text(), parse(files["html"])
+    assert len(source) < 2_000_000
+    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.tags}
+    for tag, attrs in page.tags:
+        for key in ("src", "href", "xlink:href", "action"):
+            value = attrs.get(key)
+            assert value is None or value.startswith("#"), (tag, key, value)
+    assert not re.search(r"url\((?!#)|@import", source)
+    ids = [a["id"] for _, a in page.tags if a.get("id")]
+    assert len(ids) == len(set(ids)), "ids of inline figures must not collide"
+    assert "prefers-color-scheme: dark" in source
+
+
+def test_rendering_again_gives_the_same_bytes(study: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    again = write_report(study, tmp_path)
+    for kind, path in files.items():
+        assert again[kind].read_bytes() == path.read_bytes(), kind
+
+
+def test_the_report_names_what_it_does_not_show(report: dict[str, Any], files: dict[str, Path]) -> None:
+    page = parse(files["html"]).text
+    for words in ("What this does not show", "not evidence about large models", "Provenance", "harness report"):
+        assert words in page
+    assert any(c.startswith("Incomplete: 2 of 24") for c in report["caveats"])
+    for run in report["runs"]:
+        assert run["id"] in page
+        assert run["id"] in files["md"].read_text()
+    assert "out of memory" in page
+
+
+def test_untrusted_text_is_shown_as_text(tmp_path: Path) -> None:
+    write_fake_study(tmp_path / "s", ["GRPO"], [0], 10)
+    attack = "</pre><script>alert(1)</script> | `x` <img src=x onerror=y>"
+    folder = read_study(tmp_path / "s").runs[0].path
+    record = SampleRecord(
+        step=10, prompt_id="<b>id</b>", sample=0, prompt=attack, response=attack, tokens=3, reward=0.0, correct=False,
+        extracted=attack, why=attack, advantage=None, split="test",
+    )  # fmt: skip
+    append_line(folder / "samples.jsonl", to_json(record))
+    files = write_report(tmp_path / "s")
+    page = parse(files["html"])
+    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    assert attack in page.text
+    assert "<script>" not in files["md"].read_text()
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_terminal_table_fits(report: dict[str, Any], width: int) -> None:
+    shown = terminal_table(report, width)
+    assert max(len(line) for line in shown.splitlines()) <= width
+    assert shown.isascii()
+    assert all(a["name"] in shown for a in report["arms"])
+    assert text.score(arm(report, "DAPO")["score"]["value"]) in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ("No run has finished", {"unfinished": [("GRPO", 0), ("GSPO", 0)]}),
+        ("No run has finished", {"missing": [("GRPO", 0), ("GSPO", 0)]}),
+        ("No run has finished", {"failed": [("GRPO", 0), ("GSPO", 0)]}),
+        ("undecided", {}),
+        ("GSPO scores", {"missing": [("GRPO", 0)]}),
+        ("undecided", {"eval_points": 0}),
+        ("undecided", {"reference_arm": "GSPO"}),
+        ("At 10 steps on chain", {"spec_changes": {"budget": Budget(steps=10)}}),
+    ],
+)
+def test_poor_studies_still_make_an_honest_report(tmp_path: Path, words: str, options: dict[str, Any]) -> None:
+    write_fake_study(tmp_path / "s", ["GRPO", "GSPO"], [0], 10, **options)
+    files = write_report(tmp_path / "s")
+    report = json.loads(files["json"].read_text())
+    assert words in report["answer"]["headline"]
+    assert words in parse(files["html"]).text
+    assert report["answer"]["status"] in ("none", "undecided", "single")
+    assert terminal_table(report, 80)
+
+
+def test_one_arm_has_nothing_to_compare_with(tmp_path: Path) -> None:
+    write_fake_study(tmp_path / "s", ["GRPO"], [0, 1, 2], 10)
+    report = build_report(read_study(tmp_path / "s"))
+    assert report["answer"]["status"] == "single"
+    assert "GRPO scores" in report["answer"]["headline"]
+    assert report["answer"]["uncontrolled"]
+
+
+def test_missing_metrics_are_not_applicable_with_a_reason(tmp_path: Path) -> None:
+    write_fake_study(tmp_path / "s", ["GRPO", "PPO"], [0, 1, 2], 10)
+    for run in read_study(tmp_path / "s").runs:
+        bare = [{"step": r["step"], "sampled_tokens_cum": r["sampled_tokens_cum"]} for r in run.steps]
+        (run.path / "steps.jsonl").write_text("".join(json.dumps(r) + "\n" for r in bare))
+        result = json.loads((run.path / "result.json").read_text())
+        result["algorithm_resolved"]["updates"] = {"mini_batches": 1, "epochs": 1}
+        (run.path / "result.json").write_text(json.dumps(result))
+    files = write_report(tmp_path / "s")
+    page = parse(files["html"]).text
+    assert "one update per rollout batch: the ratio is 1 by construction" in page
+    assert "entropy was not recorded" in page
+    assert "so the clipping algorithms coincide" in page
+
+
+def test_invalid_runs_are_named_and_not_ranked(tmp_path: Path) -> None:
+    write_fake_study(tmp_path / "s", ["GRPO", "PPO"], [0, 1, 2], 10)
+    run = read_study(tmp_path / "s").of("PPO")[0]
+    result = json.loads((run.path / "result.json").read_text())
+    (run.path / "result.json").write_text(json.dumps({**result, "validity": "INVALID", "validity_reasons": ["verifier"]}))
+    report = build_report(read_study(tmp_path / "s"))
+    assert arm(report, "PPO")["n"] == 2
+    assert arm(report, "PPO")["invalid"] == [run.path.name]
+
+
+def test_ten_seeds_are_decided_by_the_max_t_permutation(tmp_path: Path) -> None:
+    write_fake_study(tmp_path / "s", ["GRPO", "PPO", "DAPO"], range(10), 4, eval_points=1, gains={"GRPO": 0.1, "PPO": 0.1, "DAPO": 0.5})
+    report = build_report(read_study(tmp_path / "s"))
+    assert all(c["test"].startswith("max-|t|") for c in report["comparisons"])
+    assert "max-|t| p < 0.001" in report["answer"]["headline"]
+    assert report["ranks"][0]["arms"][0]["probability"][0] == 1.0
+
+
+def test_arms_of_two_rosters_have_a_reference_each(tmp_path: Path) -> None:
+    arms = [
+        ArmSpec(name="GRPO", algorithm="grpo"), ArmSpec(name="PPO", algorithm="ppo"),
+        ArmSpec(name="GRPO published", algorithm="grpo", roster="published"),
+        ArmSpec(name="PPO published", algorithm="ppo", roster="published"),
+    ]  # fmt: skip
+    write_fake_study(tmp_path / "s", arms, [0, 1, 2], 10)
+    report = build_report(read_study(tmp_path / "s"))
+    assert {(c["a"], c["b"]) for c in report["comparisons"]} == {("PPO", "GRPO"), ("PPO published", "GRPO published")}
+    assert len({a["style"]["color"] for a in report["arms"]}) == 4
