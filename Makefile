@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.12      another interpreter          ARGS="..."      passed on to the command or to pytest
 #   PIP_ARGS="..."         options for pip, e.g. an index with CPU builds of torch where the default ones are too big
-#   WORKERS=4              parallel test processes      STUDY=results/x the study that `make report` renders
+#   WORKERS=4              parallel test processes      STUDY=results/x the study for `make report`, else the newest
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -14,7 +14,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 ARGS ?=
 WORKERS ?= 2
-STUDY ?= results/quick
+STUDY ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -30,7 +30,7 @@ endef
 
 help:
 	@echo 'make compare      six algorithms head to head on the embedded model, about 10 minutes on two cores'
-	@echo 'make report       renders the report of a study again (STUDY=$(STUDY))'
+	@echo 'make report       renders the report of the newest study again, or of STUDY=results/...'
 	@echo 'make setup        .venv with the harness, all bundled tasks and the small pretrained model (92 MB)'
 	@echo 'make system-deps  browser and fonts for the tests that need them (Debian, Ubuntu)'
 	@echo 'make test         everything but slow tests        make test-slow    the slow ones'
@@ -44,7 +44,11 @@ compare: $(VENV)/.with-harness
 	@$(VENV)/bin/harness compare --preset quick $(ARGS)
 
 report: $(VENV)/.with-harness
-	@$(VENV)/bin/harness report $(STUDY) $(ARGS)
+	@study='$(STUDY)'; \
+	if [ -z "$$study" ]; then newest=$$(ls -t results/*/study.yaml 2>/dev/null | head -n 1 || true); \
+	  [ -n "$$newest" ] || { echo 'no study under results/ yet: run make compare' >&2; exit 2; }; \
+	  study=$${newest%/study.yaml}; fi; \
+	$(VENV)/bin/harness report "$$study" $(ARGS)
 
 coldstarts: $(VENV)/.with-harness
 	@$(PY) -m harness.models.coldstart $(ARGS)
@@ -57,10 +61,12 @@ test-slow: $(VENV)/.with-dev
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile -m slow --timeout 3600 $(ARGS)
 
 check: $(VENV)/.with-dev
-	@$(PY) -m ruff format --check .
-	@$(PY) -m ruff check .
-	@$(PY) -m mypy
-	@$(PY) -m pytest -q tests/architecture
+	@status=0; \
+	$(PY) -m ruff format --check . || status=1; \
+	$(PY) -m ruff check . || status=1; \
+	$(PY) -m mypy || status=1; \
+	$(PY) -m pytest -q tests/architecture || status=1; \
+	exit $$status
 
 bench: $(VENV)/.with-harness
 	@$(VENV)/bin/harness bench $(ARGS)
@@ -71,11 +77,12 @@ $(VENV)/.created:
 	@command -v $(PYTHON) >/dev/null || { echo '$(PYTHON) not found: install Python 3.11 or newer' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$$($(PYTHON) -V) is too old:" \
 	  'Python 3.11 or newer is needed; name another one with make PYTHON=python3.12' >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo '$(PYTHON) cannot make virtual environments:' \
-	  "install its venv module (Debian, Ubuntu: apt-get install python$$($(PYTHON) -c \
-	  'import sys; print("%d.%d" % sys.version_info[:2])')-venv)" >&2; exit 1; }
 	@echo 'making $(VENV) (once; a few minutes, about 2.5 GB)'
-	@$(PYTHON) -m venv --clear $(VENV)
+	@if $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then $(PYTHON) -m venv --clear $(VENV); \
+	elif $(PYTHON) -c 'import pip, venv' 2>/dev/null; then $(PYTHON) -m venv --clear --without-pip $(VENV); \
+	  $(PYTHON) -m pip --python $(PY) install -q $(PIP_ARGS) pip; \
+	else echo "$(PYTHON) cannot make virtual environments: install its venv module (Debian, Ubuntu: apt-get install" \
+	  "python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv)" >&2; exit 1; fi
 	@touch $@
 
 $(VENV)/.with-harness: $(VENV)/.created $(PINS)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,10 +17,6 @@ from harness.core.ports import Sampler, Task
 from harness.core.registry import build_task
 from harness.core.resolve import resolve, scheduled
 from harness.core.spec import Recipe, RunSpec
-from harness.models.codec import TextCodec
-from harness.models.heads import ValueModel
-from harness.models.load import LoadedModel, load
-from harness.models.response_logits import token_logps
 from harness.rollout.collate import collate
 from harness.rollout.collect import Collector
 from harness.rollout.gather import Gathered, gather
@@ -28,6 +25,10 @@ from harness.train.networks import Networks
 from harness.train.optimizer import Optimizer
 from harness.train.prepare import TaskFacts
 from harness.train.update import Optimizers
+
+if TYPE_CHECKING:
+    from harness.models.codec import TextCodec
+    from harness.models.load import LoadedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +44,6 @@ class Assembly:
     collector: Collector
     optimizers: Optimizers
     trainer: Trainer
-    tokenizer_sha256: str
-    template_sha256: str
     memory_after_import_mib: float
 
     def calibrated(self, measured: Mapping[str, float]) -> Assembly:
@@ -64,6 +63,9 @@ class Assembly:
 
 def assemble(spec: RunSpec) -> Assembly:
     """Builds a run's parts; a critic or a reference exists only where a part of the algorithm needs one."""
+    from harness.models.codec import TextCodec
+    from harness.models.load import load
+
     algorithm = resolve(spec)
     scheduled(algorithm, spec.recipe, spec.schedule, 1.0)  # refuses what could not take effect later
     task = build_task(spec.task.name, spec.task.params)
@@ -120,14 +122,16 @@ def assemble(spec: RunSpec) -> Assembly:
         collector=collector,
         optimizers=optimizers,
         trainer=trainer,
-        tokenizer_sha256=codec.tokenizer_sha256,
-        template_sha256=codec.template_sha256,
         memory_after_import_mib=memory,
     )
 
 
 def networks(spec: RunSpec, algorithm: Algorithm, model: LoadedModel) -> Networks:
     """Policy, and critic and reference by need."""
+    from harness.models.heads import ValueModel
+    from harness.models.load import load
+    from harness.models.response_logits import token_logps
+
     reference = None
     if "reference" in algorithm.needs:
         reference = load(spec.model, seed=spec.seed, device=spec.backend.device, dtype=spec.backend.dtype).policy

@@ -1,4 +1,7 @@
-"""The command line: `harness VERB`. Exit codes: 0 done, 2 usage, 3 comparison invalid, 4 some runs failed, 130 interrupted."""
+"""The command line: `harness VERB`.
+
+Exit codes: 0 done, 2 usage, 3 comparison invalid, 4 some runs failed, 130 interrupted.
+"""
 
 from __future__ import annotations
 
@@ -42,17 +45,25 @@ def compare(
     tokens: Annotated[int | None, typer.Option(help="Budget in sampled tokens per run.")] = None,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", "-s", help="recipe.lr=1e-4, updates.mini_batches=8, GRPO:surrogate.high=.28; repeatable."),
+        typer.Option(
+            "--set", "-s", help="recipe.lr=1e-4, updates.mini_batches=8, GRPO:surrogate.high=.28; repeatable."
+        ),
     ] = None,
     parallel: Annotated[int | None, typer.Option(help="Runs at a time.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads per run (changes rounding, so it is recorded).")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads per run (changes rounding, so it is recorded).")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; measured where not given.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     results: Results = Path("results"),
-    name: Annotated[str | None, typer.Option(help="Name of the study folder; derived from the settings by default.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the study folder; derived from the settings by default.")
+    ] = None,
     run_equivalent: Annotated[bool, typer.Option(help="Also run arms that equal another by mathematics.")] = False,
     mlflow: Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Mirror to MLflow.")] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, the rendered first prompt and the cost.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, the rendered first prompt and the cost.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare algorithms on one model, task and budget; repeating the command continues it.

@@ -30,7 +30,8 @@ from harness.train.calibrate import calibrate
 from harness.train.loop import Progress, train
 
 INTERRUPTED = 130
-SAVE_EVERY_S = 20.0  # at least; a save that takes long is repeated at most every 20 times its duration
+SAVE_EVERY_S = 20.0  # between checkpoints, at least
+SAVE_SHARE = 0.05  # of the time may go into saving
 
 
 def execute(spec: RunSpec, folder: Path, command: Sequence[str] = ()) -> RunResult | None:
@@ -115,7 +116,7 @@ class _Run:
             if self.stop or os.getppid() != self.parent:
                 self._save()
                 return None
-            if time.monotonic() - self.saved_at > max(SAVE_EVERY_S, 20 * self.save_cost):
+            if time.monotonic() - self.saved_at > max(SAVE_EVERY_S, self.save_cost / SAVE_SHARE):
                 self._save()
         self._save()
         return self._finish()
@@ -256,8 +257,8 @@ class _Run:
             provenance=self.provenance.model_copy(
                 update={
                     "model_sha256": facts.model.sha256,
-                    "tokenizer_sha256": facts.tokenizer_sha256,
-                    "template_sha256": facts.template_sha256,
+                    "tokenizer_sha256": facts.codec.tokenizer_sha256,
+                    "template_sha256": facts.codec.template_sha256,
                     "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 }
             ),

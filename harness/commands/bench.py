@@ -33,7 +33,9 @@ def run_bench(as_json: bool) -> int:
         if not as_json:
             print(line(rows[-1]), flush=True)
     p = collect_provenance([])
-    machine = f"{p.cpu}, {p.num_cpus} CPUs, torch {p.packages.get('torch')}, transformers {p.packages.get('transformers')}"
+    machine = (
+        f"{p.cpu}, {p.num_cpus} CPUs, torch {p.packages.get('torch')}, transformers {p.packages.get('transformers')}"
+    )
     print(json.dumps({"machine": machine, "rows": rows}) if as_json else machine)
     return 0
 

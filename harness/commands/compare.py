@@ -15,7 +15,7 @@ from harness.backends.executors.local import LocalExecutor
 from harness.core.errors import UsageError
 from harness.core.results import STUDY, read_study_spec
 from harness.core.spec import BackendSpec, StudySpec
-from harness.models.recipes import recipe
+from harness.models.recipes import held_out, recipe
 from harness.study.build import Choices, Planned, build, parse_value
 from harness.study.compare import Outcome, plan_runs, prepare_folder, run_study
 from harness.study.live import LiveView
@@ -68,7 +68,7 @@ def run_compare(options: CompareOptions) -> int:
         measured.update(facts)
         return backend
 
-    planned = build(choices(options), recipe, backend_of)
+    planned = build(choices(options), recipe, held_out, backend_of)
     for warning in planned.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if options.dry_run:
@@ -102,7 +102,9 @@ def choices(options: CompareOptions) -> Choices:
     for key, value in (("steps", options.steps), ("sampled_tokens", options.tokens)):
         if value is not None:
             if value < 1:
-                raise UsageError(f"a budget of {value} {key}", "nothing would be trained", "1 or more; base model: -a base")
+                raise UsageError(
+                    f"a budget of {value} {key}", "nothing would be trained", "1 or more; base model: -a base"
+                )
             budget = {key: value}
     given = {"threads": options.threads, "dtype": options.dtype, "device": options.device}
     return Choices(
@@ -175,7 +177,9 @@ def _tracker(options: CompareOptions) -> Any:
 def _opening(spec: StudySpec, runs: int, todo: int, parallel: int, folder: Path) -> str:
     if not todo:
         return f"{folder}: all {runs} runs are done; writing the report again"
-    budget = f"{spec.budget.sampled_tokens:,} sampled tokens" if spec.budget.sampled_tokens else f"{spec.budget.steps} steps"
+    budget = (
+        f"{spec.budget.sampled_tokens:,} sampled tokens" if spec.budget.sampled_tokens else f"{spec.budget.steps} steps"
+    )
     b = spec.backend
     return (
         f"{spec.name}: {len(spec.arms)} arms x {len(spec.seeds)} seeds = {runs} runs ({todo} to do), {budget} each\n"
@@ -207,10 +211,21 @@ def _close(outcome: Outcome, folder: Path, tracker: Any, options: CompareOptions
         tracker.close()
     data = json.loads(paths["json"].read_text(encoding="utf-8"))
     if options.as_json:
-        print(json.dumps({"study": str(folder), "report": {k: str(p) for k, p in paths.items()}, "failed": outcome.failed}))
+        print(
+            json.dumps(
+                {"study": str(folder), "report": {k: str(p) for k, p in paths.items()}, "failed": outcome.failed}
+            )
+        )
     else:
         print(terminal_table(data, shutil.get_terminal_size((100, 24)).columns))
-        print("\n".join([f"study   {folder}", *(f"{kind:7} {path}" for kind, path in paths.items() if kind in ("html", "md", "json"))]))
+        print(
+            "\n".join(
+                [
+                    f"study   {folder}",
+                    *(f"{kind:7} {path}" for kind, path in paths.items() if kind in ("html", "md", "json")),
+                ]
+            )
+        )
         if tracker is not None:
             print(f"curves  mlflow ui --backend-store-uri {tracker.uri}")
     for run_id, words in outcome.failed.items():

@@ -92,7 +92,7 @@ def probe_run(spec: StudySpec) -> dict[str, Any]:
         "response": first.text,
         "why": first.grade.why,
         "reward": first.grade.score,
-        "template_sha256": parts.template_sha256,
+        "template_sha256": parts.codec.template_sha256,
         "mean_length": tokens / len(rows),
         "mean_reward": sum(t.grade.score for t in rows) / len(rows),
         "responses": len(rows),
@@ -107,8 +107,8 @@ def predict(spec: StudySpec, probe: Mapping[str, Any], runs: int, parallel: int)
     tokens = spec.budget.sampled_tokens or int((spec.budget.steps or 1) * per_step)
     seconds = 3 * tokens * runs / probe["generated_tokens_per_s"] / parallel
     text = (
-        f"{runs} runs to do, about {tokens:,} sampled tokens each; at the {probe['generated_tokens_per_s']:,.0f} tokens/s "
-        f"of a probe of {probe['responses']} responses roughly {duration(seconds)} with {parallel} at a time "
+        f"{runs} runs to do, about {tokens:,} sampled tokens each; "
+        f"at the {probe['generated_tokens_per_s']:,.0f} tokens/s of a probe of {probe['responses']} responses roughly {duration(seconds)} with {parallel} at a time "
         "(small probes run slower than full batches: an upper guess)"
     )
     return {"runs": runs, "tokens_per_run": tokens, "seconds": seconds, "text": text}

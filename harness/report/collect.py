@@ -112,7 +112,11 @@ def run_facts(run: RunFolder) -> dict[str, Any]:
     state = status_of(run)
     last = run.steps[-1] if run.steps else {}
     record = final_eval(run)
-    se = clustered_mean([q.correct for q in record.questions], [q.n for q in record.questions])[1] if record and record.questions else None
+    se = (
+        clustered_mean([q.correct for q in record.questions], [q.n for q in record.questions])[1]
+        if record and record.questions
+        else None
+    )
     invalid = result is not None and result.validity == "INVALID"
     counted = state in COUNTED and not invalid and score.value is not None
     return {

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from harness.core.results import RunFolder
 
-SLOTS = ("siblings", "admission", "selection", "rewards", "advantage", "ratio", "surrogate", "aggregate", "penalties", "updates")
+SLOTS = (
+    "siblings",
+    "admission",
+    "selection",
+    "rewards",
+    "advantage",
+    "ratio",
+    "surrogate",
+    "aggregate",
+    "penalties",
+    "updates",
+)
 EXTRA = ("prompts_factor",)
 OWN_KEYS = ("arm", "algorithm", "overrides", "bracket", "roster", "seed")  # what an arm may have for itself
 
@@ -41,7 +52,11 @@ def matrix(algorithms: Mapping[str, Mapping[str, Any]], reference: str | None) -
         {
             "slot": slot,
             "cells": [
-                {"arm": arm, "text": describe(a.get(slot, "none")), "differs": bool(base) and a.get(slot) != base.get(slot)}
+                {
+                    "arm": arm,
+                    "text": describe(a.get(slot, "none")),
+                    "differs": bool(base) and a.get(slot) != base.get(slot),
+                }
                 for arm, a in algorithms.items()
             ],
         }
@@ -86,7 +101,9 @@ def identical(algorithms: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Sets of arms whose resolved algorithms are the same but for the name."""
     groups: dict[str, list[str]] = {}
     for arm, data in algorithms.items():
-        groups.setdefault(repr(sorted(flatten({k: v for k, v in data.items() if k != "name"}).items(), key=str)), []).append(arm)
+        groups.setdefault(
+            repr(sorted(flatten({k: v for k, v in data.items() if k != "name"}).items(), key=str)), []
+        ).append(arm)
     return [arms for arms in groups.values() if len(arms) > 1]
 
 
@@ -117,4 +134,8 @@ def _check(key: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     state = "same" if len(distinct) == 1 else "differs" if distinct else "not recorded"
     if list(distinct) == ["none"] and key not in ("start", "schedule", "gpu"):
         state = "not recorded"
-    return {"what": key, "state": state, "values": [{"value": v, "runs": n} for v, n in distinct.items()] if state == "differs" else []}
+    return {
+        "what": key,
+        "state": state,
+        "values": [{"value": v, "runs": n} for v, n in distinct.items()] if state == "differs" else [],
+    }

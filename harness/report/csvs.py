@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from harness.core.results import StudyFolder
 
 RUNS = (
-    "id", "arm", "seed", "bracket", "roster", "status", "validity", "counted", "why_not_counted", "score", "score_source",
+    "id", "arm", "seed", "bracket", "roster", "status", "validity", "counted", "why_not_counted", "score",
+    "score_source",
     "base_score", "best_validation", "eval_se", "eval_questions", "eval_samples", "length", "truncated", "steps",
-    "optimizer_steps", "sampled_tokens", "trained_tokens", "prompts", "wallclock_s", "memory_mib", "entropy_end", "kl_old",
+    "optimizer_steps", "sampled_tokens", "trained_tokens", "prompts", "wallclock_s", "memory_mib",
+    "entropy_end", "kl_old",
     "clip_tok_any", "explained_var", "updates_per_batch", "resumes", "error", "spec_hash", "start_weights",
 )  # fmt: skip
 COMPARISONS = (
@@ -21,7 +23,21 @@ COMPARISONS = (
     "p_adjusted", "family", "p_t", "p_sign_flip", "p_tost", "p_tost_adjusted", "mde", "seeds_needed",
     "seeds_needed_upper", "eval_noise", "rho", "label", "why", "runs",
 )  # fmt: skip
-EVALS = ("run", "arm", "seed", "step", "sampled_tokens", "split", "task", "samples", "questions", "score", "reward_mean", "length_mean", "truncated")
+EVALS = (
+    "run",
+    "arm",
+    "seed",
+    "step",
+    "sampled_tokens",
+    "split",
+    "task",
+    "samples",
+    "questions",
+    "score",
+    "reward_mean",
+    "length_mean",
+    "truncated",
+)
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -48,7 +64,11 @@ def runs(report: Mapping[str, Any]) -> str:
 
 def comparisons(report: Mapping[str, Any]) -> str:
     """comparisons.csv: against the reference, then all pairs."""
-    named = [{**c, "family_name": name} for name, key in (("reference", "comparisons"), ("all pairs", "all_pairs")) for c in report[key]]
+    named = [
+        {**c, "family_name": name}
+        for name, key in (("reference", "comparisons"), ("all pairs", "all_pairs"))
+        for c in report[key]
+    ]
     return _csv(COMPARISONS, named)
 
 
@@ -56,7 +76,8 @@ def evals(study: StudyFolder) -> str:
     """evals.csv: one line per held-out evaluation."""
     rows = (
         {
-            "run": r.path.name, "arm": r.spec.arm, "seed": r.spec.seed, "step": e.step, "sampled_tokens": e.sampled_tokens_cum,
+            "run": r.path.name, "arm": r.spec.arm, "seed": r.spec.seed, "step": e.step,
+            "sampled_tokens": e.sampled_tokens_cum,
             "split": e.split, "task": e.task, "samples": e.samples, "questions": len(e.questions), "score": e.score,
             "reward_mean": e.reward_mean, "length_mean": e.length_mean, "truncated": e.truncated,
         }

@@ -51,7 +51,10 @@ def learning_curves(runs: Mapping[str, Sequence[RunFolder]], split: str, counted
     """
     arms: dict[str, Any] = {}
     for arm, members in runs.items():
-        lines = [{"run": r.path.name, "seed": r.spec.seed, "counted": r.path.name in counted, **curve(r, split)} for r in members]
+        lines: list[dict[str, Any]] = [
+            {"run": r.path.name, "seed": r.spec.seed, "counted": r.path.name in counted, **curve(r, split)}
+            for r in members
+        ]
         lines = [line for line in lines if line["score"]]
         averaged = [ln for ln in lines if ln["counted"]] or lines
         arms[arm] = {
@@ -96,7 +99,8 @@ def panels(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
         means = {arm: _panel_mean(kept) for arm, kept in lines.items()}
         absent = [arm for arm in runs if arm not in lines]
         found.append({
-            "key": key, "column": column, "title": title, "unit": metric.unit, "log": log, "arms": lines, "means": means,
+            "key": key, "column": column, "title": title, "unit": metric.unit, "log": log,
+            "arms": lines, "means": means,
             "absent": absent, "why_absent": metric.not_applicable or "not recorded",
         })  # fmt: skip
     return found

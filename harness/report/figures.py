@@ -86,7 +86,7 @@ def learning(report: Mapping[str, Any], axis: str) -> str:
     label = "Rollout steps" if axis == "step" else "Sampled tokens (discarded ones included)"
 
     def draw(figure: Figure) -> None:
-        axes = figure.add_axes((0.09, 0.14, 0.7, 0.82))
+        axes = figure.add_axes((0.09, 0.14, 0.66, 0.82))
         ends = []
         for arm, data in curves["arms"].items():
             for line in data["runs"]:
@@ -134,7 +134,7 @@ def _score_axis(axes: Axes, curves: Mapping[str, Any]) -> None:
 
 
 def _name_ends(axes: Axes, ends: Sequence[tuple[float, str, str, float]], gap: float = 0.058) -> None:
-    """Names beside the end points (value, name, colour, x in [0, 1]), moved apart where they would overlap, with a hairline back."""
+    """Names beside the end points (value, name, colour, x in [0, 1]), moved apart where they would overlap."""
     if not ends:
         return
     low, high = axes.get_ylim()
@@ -144,7 +144,9 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[float, str, str, float]], gap: f
         start = (value - low) / (high - low)
         if x < 0.97:
             axes.plot([x + 0.015, 1.0], [start, start], transform=axes.transAxes, color=color, lw=0.7, ls=(0, (1, 3)))
-        axes.plot([1.0, 1.02, 1.04], [start, place, place], transform=axes.transAxes, color=color, lw=0.7, clip_on=False)
+        axes.plot(
+            [1.0, 1.02, 1.04], [start, place, place], transform=axes.transAxes, color=color, lw=0.7, clip_on=False
+        )
         axes.text(1.05, place, _short(name, 18), transform=axes.transAxes, color=INK, va="center", fontsize=8.5)
 
 
@@ -188,7 +190,9 @@ def _arm_curve(curves: Mapping[str, Any], styles: Style, arm: str, *, band: bool
         axes = figure.add_axes((0.14, 0.2, 0.83, 0.76))
         for other, data in curves["arms"].items():
             if other != arm:
-                axes.plot(data["mean"]["sampled_tokens"]["x"], data["mean"]["sampled_tokens"]["mean"], color=LINE, lw=1.1)
+                axes.plot(
+                    data["mean"]["sampled_tokens"]["x"], data["mean"]["sampled_tokens"]["mean"], color=LINE, lw=1.1
+                )
         mean, color = curves["arms"][arm]["mean"]["sampled_tokens"], styles[arm]["color"]
         if band:
             low, high = (np.array(mean[k], dtype=float) for k in ("low", "high"))
@@ -243,7 +247,9 @@ def _row_name(c: Mapping[str, Any], reference: str) -> str:
 def _zero_inside(axes: Axes, delta: float) -> None:
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, -2 * delta), max(high, 2 * delta))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: "0" if abs(v) < 1e-9 else f"{v:+.2g}".replace("-", text.MINUS)))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda v, _: "0" if abs(v) < 1e-9 else f"{v:+.2g}".replace("-", text.MINUS))
+    )
     axes.xaxis.set_major_locator(MaxNLocator(7))
 
 
@@ -252,7 +258,11 @@ def panel_figures(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     onsets = {r["id"]: [e["onset_step"] for e in r["events"]] for r in report["runs"]}
     styles = _styles(report)
     return [
-        {**p, "zero": bool(p["arms"]) and not any(_values(p)), "svg": _panel(p, styles, onsets) if any(_values(p)) else None}
+        {
+            **p,
+            "zero": bool(p["arms"]) and not any(_values(p)),
+            "svg": _panel(p, styles, onsets) if any(_values(p)) else None,
+        }
         for p in report["panels"]
     ]
 
@@ -294,9 +304,13 @@ def _panel_scale(axes: Axes, panel: Mapping[str, Any], everything: Sequence[floa
     axes.set_yscale("log")
     positive = [v for v in everything if v > 0]
     low, high = min(positive), max(positive)
-    axes.set_ylim(10 ** np.floor(np.log10(low) + 1e-9), 10 ** np.ceil(np.log10(high) - 1e-9) * (10 if low == high else 1))
+    axes.set_ylim(
+        10 ** np.floor(np.log10(low) + 1e-9), 10 ** np.ceil(np.log10(high) - 1e-9) * (10 if low == high else 1)
+    )
     axes.yaxis.set_major_locator(LogLocator(numticks=5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if 1e-4 <= v < 1e5 else f"1e{np.log10(v):.0f}".replace("-", text.MINUS)))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda v, _: f"{v:g}" if 1e-4 <= v < 1e5 else f"1e{np.log10(v):.0f}".replace("-", text.MINUS))
+    )
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_formatter(NullFormatter())
 
@@ -305,9 +319,11 @@ def marker(style: Mapping[str, str]) -> str:
     """A small swatch: the arm's line and marker; no ids, since it stands in many places."""
     shape = MarkerStyle(style["marker"])
     outline = shape.get_path().transformed(shape.get_transform())
-    parts = [f'<line x1="0" x2="26" y1="6" y2="6" style="stroke:{style["color"]};stroke-width:2;{DASHES[style["dash"]]}"/>']
+    parts = [
+        f'<line x1="0" x2="26" y1="6" y2="6" style="stroke:{style["color"]};stroke-width:2;{DASHES[style["dash"]]}"/>'
+    ]
     for polygon in outline.to_polygons(closed_only=False):
-        points = " ".join(f"{13 + 8 * x:.1f},{6 - 8 * y:.1f}" for x, y in polygon)
+        points = " ".join(f"{13 + 6.5 * x:.1f},{6 - 6.5 * y:.1f}" for x, y in polygon)
         fill = style["color"] if shape.is_filled() else "none"
         parts.append(f'<polyline points="{points}" style="fill:{fill};stroke:{style["color"]};stroke-width:1.4"/>')
     return f'<svg class="swatch" viewBox="0 0 26 12" aria-hidden="true">{"".join(parts)}</svg>'
@@ -316,18 +332,28 @@ def marker(style: Mapping[str, str]) -> str:
 DASHES = {"solid": "", "dashed": "stroke-dasharray:4 3;"}
 
 
-def strip(seeds: Sequence[Mapping[str, Any]], estimate: Mapping[str, Any], color: str, span: tuple[float, float]) -> str:
+STRIP = 132.0  # width of a strip
+
+
+def strip(
+    seeds: Sequence[Mapping[str, Any]], estimate: Mapping[str, Any], color: str, span: tuple[float, float]
+) -> str:
     """Every seed's score as a dot on a common scale, over the arm's interval; collapsed runs are hollow."""
-    width, low, high = 132.0, *span
-    place = lambda v: 4 + (width - 8) * (min(max(v, low), high) - low) / (high - low)  # noqa: E731
-    parts = [f'<line x1="4" x2="{width - 4:g}" y1="9" y2="9" style="stroke:var(--line)"/>']
+    parts = [f'<line x1="4" x2="{STRIP - 4:g}" y1="9" y2="9" style="stroke:var(--line)"/>']
     if estimate["low"] is not None:
-        x0, x1 = place(estimate["low"]), place(estimate["high"])
-        parts.append(f'<rect x="{x0:.1f}" y="5.5" width="{x1 - x0:.1f}" height="7" rx="1.5" style="fill:{color};opacity:.22"/>')
+        x0, x1 = _place(estimate["low"], span), _place(estimate["high"], span)
+        box = f'x="{x0:.1f}" y="5.5" width="{x1 - x0:.1f}" height="7" rx="1.5"'
+        parts.append(f'<rect {box} style="fill:{color};opacity:.22"/>')
     for seed in seeds:
         look = f"fill:none;stroke:{color}" if seed["status"] == "collapsed" else f"fill:{color};opacity:.85"
-        parts.append(f'<circle cx="{place(seed["score"]):.1f}" cy="9" r="2.7" style="{look}"/>')
+        parts.append(f'<circle cx="{_place(seed["score"], span):.1f}" cy="9" r="2.7" style="{look}"/>')
     if estimate["value"] is not None:
-        x = place(estimate["value"])
+        x = _place(estimate["value"], span)
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="2" y2="16" style="stroke:var(--ink);stroke-width:1.4"/>')
-    return f'<svg class="strip" viewBox="0 0 {width:g} 18" role="img" aria-label="scores of the seeds">{"".join(parts)}</svg>'
+    head = f'<svg class="strip" viewBox="0 0 {STRIP:g} 18" role="img" aria-label="scores of the seeds">'
+    return f"{head}{''.join(parts)}</svg>"
+
+
+def _place(value: float, span: tuple[float, float]) -> float:
+    low, high = span
+    return 4 + (STRIP - 8) * (min(max(value, low), high) - low) / (high - low)

@@ -37,20 +37,25 @@ def render(report: Mapping[str, Any]) -> str:
     """The page."""
     arms = {a["name"]: a for a in report["arms"]}
     drawn = {
-        "learning": [Markup(figures.learning(report, axis)) for axis in ("sampled_tokens", "step")] if _has_curves(report) else [],
+        "learning": [Markup(figures.learning(report, axis)) for axis in _axes(report)],
         "arms": [{**f, "svg": Markup(f["svg"])} for f in figures.arm_curves(report)],
         "forest": Markup(figures.forest(report) or ""),
         "panels": [{**p, "svg": Markup(p["svg"]) if p["svg"] else ""} for p in figures.panel_figures(report)],
         "swatch": {name: Markup(figures.marker(a["style"])) for name, a in arms.items()},
-        "strip": {name: Markup(figures.strip(a["seeds"], a["score"], a["style"]["color"], _span(report))) for name, a in arms.items()},
+        "strip": {name: Markup(_strip(a, _span(report))) for name, a in arms.items()},
     }  # fmt: skip
     template = environment(autoescape=True).get_template("report.html.j2")
     css = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
     return template.render(r=report, tables=views(report), fig=drawn, css=css, arms=arms)
 
 
-def _has_curves(report: Mapping[str, Any]) -> bool:
-    return any(data["runs"] for data in report["curves"]["arms"].values())
+def _axes(report: Mapping[str, Any]) -> tuple[str, ...]:
+    drawn = any(data["runs"] for data in report["curves"]["arms"].values())
+    return ("sampled_tokens", "step") if drawn else ()
+
+
+def _strip(arm: Mapping[str, Any], span: tuple[float, float]) -> str:
+    return figures.strip(arm["seeds"], arm["score"], arm["style"]["color"], span)
 
 
 def _span(report: Mapping[str, Any]) -> tuple[float, float]:

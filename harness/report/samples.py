@@ -13,9 +13,11 @@ MAX_CHARS = 700
 
 
 def samples(runs: Mapping[str, Sequence[RunFolder]]) -> dict[str, Any]:
-    """Per arm: the first seed's (and any collapsed run's) responses to the first prompts, at the first and last step."""
+    """Per arm: responses of the first seed and of collapsed runs to the first prompts, at the first and last step."""
     chosen = [r for members in runs.values() for i, r in enumerate(members) if i == 0 or _collapsed(r)]
-    split = next((s for s in ("test", "validation", "train") if any(x.split == s for r in chosen for x in r.samples)), None)
+    split = next(
+        (s for s in ("test", "validation", "train") if any(x.split == s for r in chosen for x in r.samples)), None
+    )
     return {
         "split": split,
         "rule": f"the first {PROMPTS} prompts of each run's samples, at its first and last kept step",
@@ -38,7 +40,13 @@ def _of_run(run: RunFolder, split: str | None) -> dict[str, Any] | None:
         for s in (s for s in kept if s.step == step and s.prompt_id in prompts):
             first.setdefault(s.prompt_id, s)
         rows += [_plain(s) for s in first.values()]
-    return {"arm": run.spec.arm, "run": run.path.name, "seed": run.spec.seed, "collapsed": _collapsed(run), "rows": rows}
+    return {
+        "arm": run.spec.arm,
+        "run": run.path.name,
+        "seed": run.spec.seed,
+        "collapsed": _collapsed(run),
+        "rows": rows,
+    }
 
 
 def _plain(s: SampleRecord) -> dict[str, Any]:

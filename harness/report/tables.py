@@ -43,8 +43,14 @@ def _letter(index: int) -> str:
     return f"({'abcdefghijklmnopqrstuvwxyz'[index % 26]})"
 
 
-def _table(columns: Sequence[str], groups: Sequence[tuple[str, Sequence[Sequence[Cell]]]], notes: Sequence[str] = ()) -> Table:
-    return {"columns": list(columns), "groups": [{"title": t, "rows": rows} for t, rows in groups if rows], "notes": list(notes)}
+def _table(
+    columns: Sequence[str], groups: Sequence[tuple[str, Sequence[Sequence[Cell]]]], notes: Sequence[str] = ()
+) -> Table:
+    return {
+        "columns": list(columns),
+        "groups": [{"title": t, "rows": rows} for t, rows in groups if rows],
+        "notes": list(notes),
+    }
 
 
 def _by_group(report: Mapping[str, Any]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
@@ -94,16 +100,25 @@ def _score(arm: Mapping[str, Any], notes: Notes) -> Cell:
 
 def seeds(arm: Mapping[str, Any]) -> str:
     """All scores in the order of the seeds; a dagger marks a collapsed run."""
-    return " ".join(text.score(s["score"]) + ("\u2020" if s["status"] == "collapsed" else "") for s in arm["seeds"]) or "none"
+    return (
+        " ".join(text.score(s["score"]) + ("\u2020" if s["status"] == "collapsed" else "") for s in arm["seeds"])
+        or "none"
+    )
 
 
 def _difference(c: Mapping[str, Any] | None, arm: Mapping[str, Any], group: Mapping[str, Any], notes: Notes) -> Cell:
     if arm["name"] == group["reference"]:
         return cell("reference", css="quiet")
     if c is None:
-        reason = "no finished run to compare" if group["reference"] else "the only arm of its bracket: nothing it may be ranked against"
+        reason = (
+            "no finished run to compare"
+            if group["reference"]
+            else "the only arm of its bracket: nothing it may be ranked against"
+        )
         return notes.missing(reason)
-    return cell(text.signed(c["value"]), f"{text.interval(c, 'signed')}" + (f" n={c['n']}" if c["low"] is not None else ""))
+    return cell(
+        text.signed(c["value"]), f"{text.interval(c, 'signed')}" + (f" n={c['n']}" if c["low"] is not None else "")
+    )
 
 
 def _label(c: Mapping[str, Any] | None, group: Mapping[str, Any]) -> Cell:
@@ -149,8 +164,8 @@ def behaviour(report: Mapping[str, Any]) -> Table:
             notes.value(a["explained_var"], "number"),
         ] for a in arms]  # fmt: skip
         groups.append((g["title"], rows))
-    columns = ("Arm", "Response length, tokens", "Truncated", "Entropy at end, nats/token", "KL(old), nats/token", "Clipped tokens",
-               "Explained variance")  # fmt: skip
+    columns = ("Arm", "Response length, tokens", "Truncated", "Entropy at end, nats/token",
+               "KL(old), nats/token", "Clipped tokens",               "Explained variance")  # fmt: skip
     return _table(columns, groups, notes.listed())
 
 
@@ -174,7 +189,11 @@ def budget(report: Mapping[str, Any]) -> Table:
         rows = []
         for a in arms:
             sampled, trained = a["sampled_tokens"]["value"], a["trained_tokens"]["value"]
-            share = cell(text.fraction(trained / sampled)) if sampled and trained is not None else notes.missing("no finished run")
+            share = (
+                cell(text.fraction(trained / sampled))
+                if sampled and trained is not None
+                else notes.missing("no finished run")
+            )
             means = [cell(text.count(a[k]["value"])) if a[k]["value"] is not None else notes.missing("no finished run")
                      for k in ("sampled_tokens", "trained_tokens")]  # fmt: skip
             rest = [cell(text.exact(a[k]["value"])) if a[k]["value"] is not None else notes.missing("no finished run")
@@ -182,7 +201,18 @@ def budget(report: Mapping[str, Any]) -> Table:
             cost = [notes.value(a["wallclock_s"], "seconds"), notes.value(a["memory_mib"], "memory")]
             rows.append([arm_cell(a), *means, share, *rest, *cost, cell(statuses(a), css="wrap")])
         groups.append((g["title"], rows))
-    columns = ("Arm", "Sampled tokens", "Trained tokens", "Trained / sampled", "Steps", "Optimizer steps", "Prompts", "Wall-clock", "Memory above imports", "Runs")
+    columns = (
+        "Arm",
+        "Sampled tokens",
+        "Trained tokens",
+        "Trained / sampled",
+        "Steps",
+        "Optimizer steps",
+        "Prompts",
+        "Wall-clock",
+        "Memory above imports",
+        "Runs",
+    )
     return _table(columns, groups, notes.listed())
 
 
@@ -191,13 +221,25 @@ def pairs(report: Mapping[str, Any]) -> Table:
     groups = []
     for g in report["groups"]:
         rows = [
-            [cell(f"{c['a']} \u2212 {c['b']}"), cell(text.signed(c["value"]), text.interval(c, "signed")), cell(text.label_words(c)),
-             cell(text.p_value(c["p_adjusted"])), cell(text.p_value(c["p_sign_flip"])), cell(text.p_value(c["p_tost_adjusted"])),
+            [cell(f"{c['a']} \u2212 {c['b']}"), cell(text.signed(c["value"]), text.interval(c, "signed")),
+             cell(text.label_words(c)),
+             cell(text.p_value(c["p_adjusted"])), cell(text.p_value(c["p_sign_flip"])),
+             cell(text.p_value(c["p_tost_adjusted"])),
              cell(text.score(c["mde"])), cell("n/a" if c["rho"] is None else text.number(c["rho"])), cell(str(c["n"]))]
             for c in report["all_pairs"] if (c["bracket"], c["roster"]) == (g["bracket"], g["roster"])
         ]  # fmt: skip
         groups.append((g["title"], rows))
-    columns = ("Pair", "Difference [95 %]", "Label", "p, corrected", "p, sign flip", "p, TOST", "Detectable", "Seed correlation", "n")
+    columns = (
+        "Pair",
+        "Difference [95 %]",
+        "Label",
+        "p, corrected",
+        "p, sign flip",
+        "p, TOST",
+        "Detectable",
+        "Seed correlation",
+        "n",
+    )
     return _table(columns, groups)
 
 
@@ -207,9 +249,14 @@ def noise(report: Mapping[str, Any]) -> Table:
     rows = []
     for n in report["noise"]:
         starts = n["starts"]
-        more = [cell(text.score(starts["sd_within"])), cell(text.score(starts["sd_between"])), cell(str(starts["clusters"]))]
+        more = [
+            cell(text.score(starts["sd_within"])),
+            cell(text.score(starts["sd_between"])),
+            cell(str(starts["clusters"])),
+        ]
         rows.append([
-            cell(n["arm"]), cell(text.score(n["seed_sd"])), cell(text.score(n["eval_se"])), cell(text.number(n["ratio"])),
+            cell(n["arm"]), cell(text.score(n["seed_sd"])), cell(text.score(n["eval_se"])),
+            cell(text.number(n["ratio"])),
             *(more if several else []), cell(str(n["n"])),
         ])  # fmt: skip
     starts_columns = ("SD within starts", "SD between starts", "Starts") if several else ()
@@ -222,7 +269,16 @@ def ranks(report: Mapping[str, Any]) -> list[Table]:
     for r in report["ranks"]:
         columns = ["Arm", "P(best)", *(f"Rank {i + 1}" for i in range(1, len(r["arms"])))]
         rows = [[cell(a["arm"]), *(cell(f"{p:.2f}") for p in a["probability"])] for a in r["arms"]]
-        found.append(_table(columns, [("", rows)], [f"{r['estimator']}; n = {r['n']} seed pairs. Over fewer than twenty, bootstrap probabilities are too extreme: the labels decide"]))
+        found.append(
+            _table(
+                columns,
+                [("", rows)],
+                [
+                    f"{r['estimator']}; n = {r['n']} seed pairs. "
+                    "Over fewer than twenty, bootstrap probabilities are too extreme: the labels decide"
+                ],
+            )
+        )
     return found
 
 
@@ -236,10 +292,12 @@ def runs(report: Mapping[str, Any]) -> Table:
         status = STATUS_WORDS[r["status"]]
         rows.append([
             cell(r["arm"]), cell(str(r["seed"])), cell(status, css=f"st-{r['status']}"), cell(r["validity"] or "n/a"),
-            cell(text.score(r["score"])), cell(text.score(r["base_score"])), cell(text.exact(r["steps"])), cell(text.count(r["sampled_tokens"])),
-            cell(text.seconds(r["wallclock_s"])), cell(events or "none"), cell(r["id"], detail, "mono"),
+            cell(text.score(r["score"])), cell(text.score(r["base_score"])), cell(text.exact(r["steps"])),
+            cell(text.count(r["sampled_tokens"])),
+            cell(text.seconds(r["wallclock_s"])), cell(events or "none", css="wrap"), cell(r["id"], detail, "mono"),
         ])  # fmt: skip
-    rows += [[cell(m["arm"]), cell(str(m["seed"])), cell("not started", css="st-missing"), *([cell("n/a")] * 6), cell("none"), cell("")]
+    rows += [[cell(m["arm"]), cell(str(m["seed"])), cell("not started", css="st-missing"), *([cell("n/a")] * 6),
+              cell("none"), cell("")]
              for m in report["missing"]]  # fmt: skip
     columns = ("Arm", "Seed", "Status", "Validity", "Score", "Base", "Steps", "Sampled", "Time", "Events", "Run")
     return _table(columns, [("", rows)])
@@ -251,29 +309,49 @@ def ledger(report: Mapping[str, Any]) -> Table:
     for r in report["runs"]:
         for e in r["events"]:
             at = f"{e['onset_step'] / r['steps']:.0%}".replace("%", " %") if r["steps"] else "n/a"
-            rows.append([cell(r["arm"]), cell(str(r["seed"])), cell(e["type"]), cell(e["severity"]), cell(str(e["onset_step"]), f"{at} of the run"),
+            rows.append([cell(r["arm"]), cell(str(r["seed"])), cell(e["type"]), cell(e["severity"]),
+                         cell(str(e["onset_step"]), f"{at} of the run"),
                          cell(STATUS_WORDS[r["status"]]), cell(text.score(r["score"]))])  # fmt: skip
         if not r["events"] and r["status"] in ("collapsed", "no_learning"):
-            rows.append([cell(r["arm"]), cell(str(r["seed"])), cell("none recorded"), cell(""), cell(""), cell(STATUS_WORDS[r["status"]]), cell(text.score(r["score"]))])
+            rows.append(
+                [
+                    cell(r["arm"]),
+                    cell(str(r["seed"])),
+                    cell("none recorded"),
+                    cell(""),
+                    cell(""),
+                    cell(STATUS_WORDS[r["status"]]),
+                    cell(text.score(r["score"])),
+                ]
+            )
     return _table(("Arm", "Seed", "Event", "Severity", "Onset step", "Run ended", "Final score"), [("", rows)])
 
 
 def config(report: Mapping[str, Any]) -> Table:
     """Dotted paths in which an arm differs from the reference arm."""
-    rows = [[cell(d["arm"]), cell(d["path"], css="mono"), cell(d["value"], css="mono"), cell(d["reference"], css="mono")] for d in report["differences"]]
+    rows = [
+        [cell(d["arm"]), cell(d["path"], css="mono"), cell(d["value"], css="mono"), cell(d["reference"], css="mono")]
+        for d in report["differences"]
+    ]
     return _table(("Arm", "Path", "Value", f"In {report['study']['reference']}"), [("", rows)])
 
 
 NAMES = {
-    "git_commit": "code commit", "harness_version": "harness version", "tokenizer_sha256": "tokenizer", "cpu": "CPU", "gpu": "GPU",
-    "template_sha256": "prompt template", "numerics_version": "numerics version", "eval": "evaluation", "start": "start checkpoint",
+    "git_commit": "code commit", "harness_version": "harness version", "tokenizer_sha256": "tokenizer",
+    "cpu": "CPU", "gpu": "GPU",
+    "template_sha256": "prompt template", "numerics_version": "numerics version", "eval": "evaluation",
+    "start": "start checkpoint",
 }  # fmt: skip
 
 
 def setup(report: Mapping[str, Any]) -> Table:
     """The parts of the fairness contract that were not kept; `same` and `unknown` name the others."""
     checks = [(NAMES.get(c["what"], c["what"]), c) for c in report["setup"]]
-    rows = [[cell(name, css="bad"), cell("; ".join(f"{v['value']} ({v['runs']} runs)" for v in c["values"]), css="wrap")]
+    rows = [[cell(name, css="bad"),
+             cell("; ".join(f"{v['value']} ({v['runs']} runs)" for v in c["values"]), css="wrap")]
             for name, c in checks if c["state"] == "differs"]  # fmt: skip
-    named = {"same": [n for n, c in checks if c["state"] == "same"], "unknown": [n for n, c in checks if c["state"] == "not recorded"]}
+    named = {
+        "same": [n for n, c in checks if c["state"] == "same"],
+        "unknown": [n for n, c in checks if c["state"] == "not recorded"],
+    }
     return {**_table(("Differs between runs", "Values"), [("", rows)]), **named}

@@ -8,7 +8,9 @@ from typing import Any
 
 from harness.report import text
 
-ASCII = str.maketrans({"\u2212": "-", "\u2026": "~", "\u00b1": "+-", "\u2020": "*", "\u2192": "->"})  # safe in any encoding
+ASCII = str.maketrans(
+    {"\u2212": "-", "\u2026": "~", "\u00b1": "+-", "\u2020": "*", "\u2192": "->"}
+)  # safe in any encoding
 
 
 def terminal_table(report: Mapping[str, Any], width: int = 80) -> str:
@@ -79,8 +81,10 @@ def _width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 
 def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
     sizes = _widths(columns, rows)
-    line = lambda row: "  ".join(x.ljust(s) for x, s in zip(row, sizes, strict=True)).rstrip()  # noqa: E731
     rule = "-" * min(width, _width(columns, rows))
-    return [line(columns), rule, *(line(r) if len(r) > 1 else f"{_short(r[0], width)}:" for r in rows)]
+    body = [_line(row, sizes) if len(row) > 1 else f"{_short(row[0], width - 1)}:" for row in rows]
+    return [_line(columns, sizes), rule, *body]
 
 
+def _line(row: Sequence[str], sizes: Sequence[int]) -> str:
+    return "  ".join(x.ljust(s) for x, s in zip(row, sizes, strict=True)).rstrip()

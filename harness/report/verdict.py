@@ -19,6 +19,7 @@ BRACKETS = {
     "control": "Controls",
 }
 RANKS_FROM = 5  # seed pairs; a percentile bootstrap over fewer is far too sure of itself
+SPENT = ("sampled_tokens", "trained_tokens", "optimizer_steps", "steps", "prompts")
 SHARES = (0.5, 0.75, 0.9)  # of the best mean score
 Run = dict[str, Any]
 
@@ -67,7 +68,7 @@ def arm_row(arm: Mapping[str, Any], runs: Sequence[Run], planned: int) -> dict[s
     survived = [r for r in counted if r["status"] != "collapsed"]
     gains = [{**r, "gain": r["score"] - r["base_score"] if r["base_score"] is not None else None} for r in counted]
     deviations = sorted({d for r in runs for d in r["deviations"]})
-    collapsed = 0 < len(counted) - len(survived) and len(counted) < COLLAPSE_T_FROM
+    collapsed = len(survived) < len(counted) < COLLAPSE_T_FROM
     statuses = {s: sum(r["status"] == s for r in runs) for s in (*COUNTED, "infra_failed", "unfinished")}
     return {
         **arm,
@@ -92,7 +93,7 @@ def arm_row(arm: Mapping[str, Any], runs: Sequence[Run], planned: int) -> dict[s
         "explained_var": estimate(runs, "explained_var", "the algorithm has no critic"),
         "wallclock_s": estimate(runs, "wallclock_s"),
         "memory_mib": estimate(runs, "memory_mib", "not measured"),
-        **{key: estimate(runs, key) for key in ("sampled_tokens", "trained_tokens", "optimizer_steps", "steps", "prompts")},
+        **{key: estimate(runs, key) for key in SPENT},
     }  # fmt: skip
 
 
@@ -100,7 +101,12 @@ def _point(found: dict[str, Any], collapsed: bool) -> dict[str, Any]:
     """With a collapse among fewer than twenty runs a t interval of the mean under-covers: the mean stays a point."""
     if not collapsed or found["low"] is None:
         return found
-    return {**found, "low": None, "high": None, "note": "a run collapsed: mean as a point, interval of the survivors beside it"}
+    return {
+        **found,
+        "low": None,
+        "high": None,
+        "note": "a run collapsed: mean as a point, interval of the survivors beside it",
+    }
 
 
 def _on_policy(runs: Sequence[Run]) -> str | None:
@@ -121,7 +127,9 @@ def compare(
     delta: float,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Every arm against the reference of its group: one family for the whole page."""
-    pairs = [(name, g["reference"], g) for g in listed for name in g["arms"] if g["reference"] and name != g["reference"]]
+    pairs = [
+        (name, g["reference"], g) for g in listed for name in g["arms"] if g["reference"] and name != g["reference"]
+    ]
     pairs = [p for p in pairs if _scores(runs[p[0]]) and _scores(runs[p[1]])]
     found = _compare([(a, b) for a, b, _ in pairs], runs, questions, delta)
     return [_plain(c, runs, g) for c, (_, _, g) in zip(found, pairs, strict=True)]
@@ -158,7 +166,7 @@ def _compare(
 
 
 def _eval_se(a: Sequence[Run], b: Sequence[Run], questions: Mapping[str, Mapping[str, float]]) -> float | None:
-    """Evaluation SE of one run pair's difference: over shared questions where both answered the same, else in quadrature."""
+    """Evaluation SE of one run pair's difference: paired where both answered the same questions, else in quadrature."""
     found = []
     other = {r["seed"]: r for r in b if r["counted"]}
     for run in (r for r in a if r["counted"] and r["seed"] in other):
@@ -182,13 +190,16 @@ def _plain(c: Comparison, runs: Mapping[str, Sequence[Run]], group: Mapping[str,
         "p_t": d["p_t"], "p_sign_flip": d["p_sign_flip"], "p_tost": d["p_tost"], "rho": d["rho"], "note": d["note"],
         "test": c.test, "p_adjusted": c.p_adjusted, "p_tost_adjusted": c.p_tost_adjusted, "family": c.family,
         "mde": c.mde, "seeds_needed": c.seeds_needed, "seeds_needed_upper": c.seeds_needed_upper,
-        "eval_noise": noise, "collapse": any(runs[x] and any(r["status"] == "collapsed" for r in runs[x]) for x in (c.a, c.b)),
+        "eval_noise": noise,
+        "collapse": any(r["status"] == "collapsed" for x in (c.a, c.b) for r in runs[x]),
         "label": c.label, "why": c.why, "seeds": list(c.seeds),
         "runs": [r["id"] for arm in (c.a, c.b) for r in runs[arm] if r["counted"] and r["seed"] in c.seeds],
     }  # fmt: skip
 
 
-def best_sets(listed: Sequence[dict[str, Any]], arms: Mapping[str, dict[str, Any]], pairs: Sequence[dict[str, Any]]) -> None:
+def best_sets(
+    listed: Sequence[dict[str, Any]], arms: Mapping[str, dict[str, Any]], pairs: Sequence[dict[str, Any]]
+) -> None:
     """Marks, in each ranked group, the arms not distinguishable from the one with the best mean; sorts by mean."""
     for g in listed:
         scored = [n for n in g["arms"] if arms[n]["score"]["value"] is not None]
@@ -240,7 +251,8 @@ def _threshold(share: float, level: float, curves: Mapping[str, Any]) -> dict[st
                 mean: Estimate = restricted_mean(found, horizon)
                 rows.setdefault(arm, {})[axis] = {
                     **mean.as_dict(), "median": median_crossing(found), "reached": sum(not c.censored for c in found),
-                    "horizon": horizon, "followed": min(line[axis][-1] for line in data["runs"]), "runs": [line["run"] for line in data["runs"]],
+                    "horizon": horizon, "followed": min(line[axis][-1] for line in data["runs"]),
+                    "runs": [line["run"] for line in data["runs"]],
                     "each": [{"value": c.value, "censored": c.censored} for c in found],
                 }  # fmt: skip
     return {"share": share, "score": level, "arms": rows}
@@ -265,7 +277,8 @@ def noise(runs: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
         sd = float(np.std([r["score"] for r in kept], ddof=1)) if len(kept) > 2 else None
         starts = [r for r in kept if r["start_weights"]]
         rows.append({
-            "arm": arm, "n": len(kept), "seed_sd": sd, "eval_se": se, "ratio": se / sd if se is not None and sd else None,
+            "arm": arm, "n": len(kept), "seed_sd": sd, "eval_se": se,
+            "ratio": se / sd if se is not None and sd else None,
             "starts": variance_components([r["score"] for r in starts], [r["start_weights"] for r in starts]),
         })  # fmt: skip
     return rows

@@ -23,7 +23,9 @@ class Codec(Protocol):
         """The prompt as the model sees it."""
 
 
-def token_ends(ids: Sequence[int], text: str, piece: Callable[[int], str], decode: Callable[[Sequence[int]], str]) -> list[int]:
+def token_ends(
+    ids: Sequence[int], text: str, piece: Callable[[int], str], decode: Callable[[Sequence[int]], str]
+) -> list[int]:
     """Character at which each token ends in `text`.
 
     Tokens whose texts simply join (with or without a space) are summed; otherwise prefixes are decoded.

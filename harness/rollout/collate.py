@@ -37,9 +37,7 @@ def collate(groups: Sequence[RolloutGroup], device: torch.device | str = "cpu") 
         reward=column([t.grade.score for t in rows], torch.float32),
         correct=column([t.grade.correct for t in rows], torch.bool),
         truncated=column([t.finish_reason == "length" for t in rows], torch.bool),
-        components={
-            n: column([t.grade.components.get(n, float("nan")) for t in rows], torch.float32) for n in names
-        },
+        components={n: column([t.grade.components.get(n, float("nan")) for t in rows], torch.float32) for n in names},
         credit=StepCredit(
             row=column([s[0] for s in steps], torch.long),
             end=column([s[1] for s in steps], torch.long),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from harness.core.errors import UsageError
-from harness.core.ports import SampleRequest, Sampler, Task
+from harness.core.ports import Sampler, SampleRequest, Task
 from harness.core.randomness import counter
 from harness.core.types import Completion, Done, Prompt, RolloutGroup, Trajectory
 from harness.rollout.codec import Codec, last_token, token_ends
@@ -39,9 +39,7 @@ class Collector:
         for prompt in prompts:
             requests.append(self._request(prompt, num_samples, key, seen[prompt.id]))
             seen[prompt.id] += 1
-        completions = self.sampler.generate(
-            requests, max_new_tokens=self.max_new_tokens, temperature=self.temperature
-        )
+        completions = self.sampler.generate(requests, max_new_tokens=self.max_new_tokens, temperature=self.temperature)
         generated = self.clock()
         piece = lru_cache(maxsize=None)(lambda i: self.codec.decode((i,)))
         groups = []

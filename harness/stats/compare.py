@@ -75,7 +75,19 @@ def compare_family(
     for index, (a, b) in enumerate(pairs):
         noise = _noise(found[index], (eval_se or {}).get((a.name, b.name)))
         results.append(
-            _label(a, b, seeds[index], found[index], tests[index], adjusted[index], equal[index], family, noise, delta, alpha)
+            _label(
+                a,
+                b,
+                seeds[index],
+                found[index],
+                tests[index],
+                adjusted[index],
+                equal[index],
+                family,
+                noise,
+                delta,
+                alpha,
+            )
         )
     return results
 

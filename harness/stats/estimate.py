@@ -32,7 +32,7 @@ class Estimate:
 def finite(values: Sequence[float | None]) -> np.ndarray:
     """The values that are numbers."""
     array = np.array([np.nan if v is None else v for v in values], dtype=float)
-    return array[np.isfinite(array)]
+    return np.asarray(array[np.isfinite(array)])
 
 
 def mean_t(values: Sequence[float | None], level: float = 0.95) -> Estimate:

@@ -70,10 +70,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float], delta: float, leve
 def t_p(d: np.ndarray, shift: float = 0.0, tail: str = "two") -> float:
     """p of the one-sample t test of mean(d) = shift; a zero spread decides by the mean alone."""
     n, mean, se = len(d), float(d.mean()) - shift, float(d.std(ddof=1)) / np.sqrt(len(d))
-    if se == 0.0:
-        t = 0.0 if mean == 0.0 else np.sign(mean) * np.inf
-    else:
-        t = mean / se
+    t = mean / se if se > 0.0 else np.copysign(np.inf, mean) if mean else 0.0
     if tail == "greater":
         return float(stats.t.sf(t, n - 1))
     if tail == "less":

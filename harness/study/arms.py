@@ -94,15 +94,24 @@ def _nowhere(who: str, path: str, arms: Sequence[ArmSpec], recipe: Recipe) -> tu
 
 
 def check_arms(
-    arms: Sequence[ArmSpec], recipe: Recipe, info: TaskInfo, *, run_equivalent: bool
+    arms: Sequence[ArmSpec], recipe: Recipe, info: TaskInfo, *, run_equivalent: bool, named: bool
 ) -> tuple[tuple[ArmSpec, ...], tuple[SkippedArm, ...], list[str]]:
-    """Arms to run, arms left out because they equal another, and warnings. Refuses what cannot mean anything."""
+    """Arms to run, arms left out with the reason, and warnings. Refuses what cannot mean anything.
+
+    `named`: the user asked for these very arms, so one that the task cannot serve is an error, not left out.
+    """
     run: list[ArmSpec] = []
     skipped: list[SkippedArm] = []
     notes: list[str] = []
     for arm in arms:
         record = resolve_algorithm(arm.algorithm, arm.overrides, recipe)
-        refusals_for(record, info)
+        try:
+            refusals_for(record, info)
+        except UsageError as error:
+            if named:
+                raise
+            skipped.append(SkippedArm(name=arm.name, reason=error.why))
+            continue
         notes += [f"{arm.name}: {w}" for w in warnings_for(record, info)]
         equal = equivalent_to(record)
         if equal is None or equal == arm.algorithm:
@@ -111,18 +120,19 @@ def check_arms(
             run.append(arm.model_copy(update={"name": f"{arm.name} (identical to {display_name(equal)})"}))
         else:
             skipped.append(SkippedArm(name=arm.name, reason=f"identical to {display_name(equal)}"))
-    if skipped and not info.credit:
-        first = skipped[0]
-        raise UsageError(
-            f"{first.name} on task {info.name}",
-            f"the task has no credit for parts of a response, so every token of a row has the same advantage and "
-            f"{first.name} is {first.reason}: it would spend the budget on a second copy",
-            "leave it out, or add --run-equivalent to run it all the same",
-        )
+            if named and not info.credit:
+                raise UsageError(
+                    f"{arm.name} on task {info.name}",
+                    "the task has no credit for parts of a response, so all tokens of a row share one advantage and "
+                    f"{arm.name} is {skipped[-1].reason}: it would spend the budget on a second copy",
+                    "leave it out, or add --run-equivalent to run it all the same",
+                )
     names = [a.name for a in run]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
-        raise UsageError(f"arms named {', '.join(twice)} more than once", "rows could not be told apart", "name each once")
+        raise UsageError(
+            f"arms named {', '.join(twice)} more than once", "rows could not be told apart", "name each once"
+        )
     if not run:
         raise UsageError("no arms to run", "every arm was left out", "name at least one algorithm")
     return tuple(run), tuple(skipped), notes
@@ -131,4 +141,3 @@ def check_arms(
 def records(arms: Sequence[ArmSpec], recipe: Recipe) -> dict[str, Algorithm]:
     """Arm name -> record, for component matrices and dry runs."""
     return {a.name: resolve_algorithm(a.algorithm, a.overrides, recipe) for a in arms}
-

@@ -67,9 +67,12 @@ class Choices:
 
 
 def build(
-    choices: Choices, recipe_of: Callable[[str], Mapping[str, Any]], backend_of: Callable[[StudySpec], BackendSpec]
+    choices: Choices,
+    recipe_of: Callable[[str], Mapping[str, Any]],
+    held_out_of: Callable[[str], Mapping[str, Any]],
+    backend_of: Callable[[StudySpec], BackendSpec],
 ) -> Planned:
-    """The study; `recipe_of` gives a model's recipe, `backend_of` what was measured for machine and model."""
+    """The study; a model's recipe and held-out sizes come by name, the backend from what was measured for both."""
     data = load_preset(choices.preset)
     unknown = [k for k in data if k not in KEYS]
     if unknown:
@@ -86,10 +89,13 @@ def build(
     task_spec = parse(TaskSpec, task_data, "task")
     model = parse(ModelSpec, model_data, "model")
     recipe = parse(Recipe, merge(recipe_of(model.name), data.get("recipe", {})), "recipe")
+    held_out = merge(held_out_of(model.name), data.get("eval", {}))
     task = build_task(task_spec.name, task_spec.params)
     arms = _arms(data)
     arms = apply_changes(arms, {**data.get("overrides", {}), **arm_changes}, recipe)
-    arms, skipped, notes = check_arms(arms, recipe, task.info, run_equivalent=choices.run_equivalent)
+    arms, skipped, notes = check_arms(
+        arms, recipe, task.info, run_equivalent=choices.run_equivalent, named=choices.arms is not None
+    )
     reference = data.get("reference_arm", "GRPO")
     given: dict[str, Any] = {
         "name": "",
@@ -98,7 +104,7 @@ def build(
         "model": model,
         "recipe": recipe,
         "budget": parse(Budget, data["budget"], "budget"),
-        "eval": parse(EvalSpec, _held_out(data.get("eval", {}), task), "eval"),
+        "eval": parse(EvalSpec, _held_out(held_out, task), "eval"),
         "backend": parse(BackendSpec, data.get("backend", {}), "backend"),
         "arms": arms,
         "skipped": skipped,
@@ -166,10 +172,10 @@ def with_choices(data: dict[str, Any], choices: Choices) -> tuple[dict[str, Any]
         result["backend"] = merge(result.get("backend", {}), choices.backend)
     changes: dict[str, Any] = {}
     for text in choices.sets:
-        path, sign, value = text.partition("=")
+        path, sign, written = text.partition("=")
         if not sign:
             raise UsageError(f"--set {text}", "a setting has the form path=value", "e.g. --set recipe.lr=1e-4")
-        parsed = parse_value(value)
+        parsed = parse_value(written)
         section, _, rest = path.partition(".")
         if section in SECTIONS and rest:
             inner = result.get(section, {})

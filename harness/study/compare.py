@@ -44,7 +44,9 @@ def prepare_folder(spec: StudySpec, results: Path) -> Path:
         probe.unlink()
     except OSError as error:
         raise UsageError(
-            f"results folder {results}", f"it cannot be written: {error.strerror}", "another --results, or its permissions"
+            f"results folder {results}",
+            f"it cannot be written: {error.strerror}",
+            "another --results, or its permissions",
         ) from None
     if (folder / STUDY).exists():
         known = read_study_spec(folder)

@@ -32,7 +32,5 @@ def calibrate(trainer: Trainer, progress: Progress, restore: Callable[[], None])
             "the calibration batch gave no drift: one update per rollout batch, or no informative group",
             "updates.mini_batches of 2 or more and a task the model sometimes solves, or fixed surrogate.low and .high",
         )
-    charged = replace(
-        progress, sampled_tokens=outcome.progress.sampled_tokens, prompts=outcome.progress.prompts
-    )
+    charged = replace(progress, sampled_tokens=outcome.progress.sampled_tokens, prompts=outcome.progress.prompts)
     return float(pooled.std()), charged

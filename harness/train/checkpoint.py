@@ -69,7 +69,7 @@ def load(
 
 def _restore(optimizer: Optimizer, file: Path, moments: bool) -> None:
     if not file.exists():
-        raise UsageError(f"{file}: missing", "the run that wrote this checkpoint had no critic", "start.reset: [critic]")
+        raise UsageError(f"{file}: missing", "the run that wrote it had no critic", "start.reset: [critic]")
     tensors = load_file(file)
     shapes = {name: tuple(tensors[f"weight.{name}"].shape) for name in optimizer.names if f"weight.{name}" in tensors}
     if shapes != optimizer.shapes():

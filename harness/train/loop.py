@@ -36,13 +36,20 @@ class Progress:
 class Batch(Protocol):
     """What the rollout stage hands over."""
 
-    groups: list[RolloutGroup]
-    sampled: list[RolloutGroup]
-    rounds: int
-    exhausted: bool
-    refill_cursor: int
-    t_gen: float
-    t_reward: float
+    @property
+    def groups(self) -> list[RolloutGroup]: ...
+    @property
+    def sampled(self) -> list[RolloutGroup]: ...
+    @property
+    def rounds(self) -> int: ...
+    @property
+    def exhausted(self) -> bool: ...
+    @property
+    def refill_cursor(self) -> int: ...
+    @property
+    def t_gen(self) -> float: ...
+    @property
+    def t_reward(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,70 +101,89 @@ def one_step(trainer: Trainer, progress: Progress, fraction: float) -> StepOutco
     """Gather, prepare, update, sync."""
     start = trainer.clock()
     algorithm, recipe = scheduled(trainer.algorithm, trainer.recipe, trainer.schedule, fraction)
-    nets = replace(trainer.nets, temperature=recipe.temperature, micro_batch_tokens=recipe.micro_batch_tokens)
-    facts = replace(trainer.facts, limit=recipe.max_new_tokens)
-    key = (trainer.seed, progress.step)
+    plan = algorithm.advantage.critic
+    frozen = plan is not None and progress.step < plan.warmup_steps
     trainer.optimizers.policy.mark()
     gathered = trainer.gather(algorithm, recipe, progress)
-    collected = trainer.clock()
-    critic_plan = algorithm.advantage.critic
-    frozen = critic_plan is not None and progress.step < critic_plan.warmup_steps
+    seconds = {"gen": gathered.t_gen, "reward": gathered.t_reward, "collect": trainer.clock() - start}
     rates = Rates(
         policy=learning_rate(recipe, recipe.lr, fraction), critic=learning_rate(recipe, recipe.critic_lr, fraction)
     )
-    prepared, old, traces, trained = None, None, [], 0
-    ready = logged = trainer.clock()
-    if gathered.groups:
-        prepared = prepare(trainer.collate(gathered.groups), algorithm, nets, facts, key, progress.history)
-        ready = trainer.clock()
-        plan = plan_updates(prepared, algorithm, (*key, SHUFFLE))
-        old = old_logps(prepared, plan, algorithm, nets)
-        logged = trainer.clock()
-        old = old.clone()
-        steps = update(
-            prepared,
-            algorithm,
-            nets,
-            trainer.optimizers,
-            rates,
-            old,
-            plan,
-            actor_frozen=frozen,
-            width=recipe.max_new_tokens,
-        )
-        traces = [trace for trace in steps if trace is not None]
-        trained = sum(int(trace.mask.sum()) for trace in traces)
-    updated = trainer.clock()
+    trained = (
+        _train_on(trainer, algorithm, recipe, progress, gathered, rates, frozen) if gathered.groups else _Trained()
+    )
     new = replace(
         progress,
         step=progress.step + 1,
-        optimizer_steps=progress.optimizer_steps + len(traces),
+        optimizer_steps=progress.optimizer_steps + sum(1 - trace.nonfinite for trace in trained.traces),
         sampled_tokens=progress.sampled_tokens + count_tokens(gathered.sampled),
-        trained_tokens=progress.trained_tokens + trained,
+        trained_tokens=progress.trained_tokens + trained.tokens,
         prompts=progress.prompts + len(gathered.sampled),
         refill_cursor=gathered.refill_cursor,
-        history=prepared.history if prepared is not None else progress.history,
-        wallclock_s=progress.wallclock_s + updated - start,
+        history=trained.prepared.history if trained.prepared is not None else progress.history,
+        wallclock_s=progress.wallclock_s + trainer.clock() - start,
     )
     trainer.sync(new.optimizer_steps)
     return StepOutcome(
         progress=new,
         gathered=gathered,
-        prepared=prepared,
-        old_logp=old,
-        traces=traces,
+        prepared=trained.prepared,
+        old_logp=trained.old_logp,
+        traces=trained.traces,
         fraction=fraction,
         lr=rates.policy,
         actor_frozen=frozen,
         moved=trainer.optimizers.policy.moved(),
-        seconds={
-            "gen": gathered.t_gen,
-            "reward": gathered.t_reward,
-            "collect": collected - start,
-            "prepare": ready - collected,
-            "logp": logged - ready,
-            "update": updated - logged,
-        },
+        seconds={**seconds, **trained.seconds},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trained:
+    prepared: Prepared | None = None
+    old_logp: Tensor | None = None
+    traces: Sequence[UpdateTrace] = ()
+    tokens: int = 0  # in the backward passes
+    seconds: Mapping[str, float] = field(default_factory=lambda: {"prepare": 0.0, "logp": 0.0, "update": 0.0})
+
+
+def _train_on(
+    trainer: Trainer,
+    algorithm: Algorithm,
+    recipe: Recipe,
+    progress: Progress,
+    gathered: Batch,
+    rates: Rates,
+    frozen: bool,
+) -> _Trained:
+    """Advantages, old log-probs, optimizer steps."""
+    start = trainer.clock()
+    nets = replace(trainer.nets, temperature=recipe.temperature, micro_batch_tokens=recipe.micro_batch_tokens)
+    facts = replace(trainer.facts, limit=recipe.max_new_tokens)
+    key = (trainer.seed, progress.step)
+    prepared = prepare(trainer.collate(gathered.groups), algorithm, nets, facts, key, progress.history)
+    ready = trainer.clock()
+    plan = plan_updates(prepared, algorithm, (*key, SHUFFLE))
+    old = old_logps(prepared, plan, algorithm, nets).clone()
+    logged = trainer.clock()
+    steps = update(
+        prepared,
+        algorithm,
+        nets,
+        trainer.optimizers,
+        rates,
+        old,
+        plan,
+        actor_frozen=frozen,
+        width=recipe.max_new_tokens,
+    )
+    traces = [trace for trace in steps if trace is not None]
+    return _Trained(
+        prepared=prepared,
+        old_logp=old,
+        traces=traces,
+        tokens=sum(int(trace.mask.sum()) for trace in traces),
+        seconds={"prepare": ready - start, "logp": logged - ready, "update": trainer.clock() - logged},
     )
 
 

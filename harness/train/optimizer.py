@@ -96,7 +96,10 @@ class Optimizer:
             keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"{k}.{name}" in tensors]
             if moments and keys:
                 self._adamw.state[master] = {
-                    k: tensors[f"{k}.{name}"].clone().to(torch.float32 if k == "step" else master.dtype).to(master.device)
+                    k: tensors[f"{k}.{name}"]
+                    .clone()
+                    .to(torch.float32 if k == "step" else master.dtype)
+                    .to(master.device)
                     for k in keys
                 }
             elif master in self._adamw.state:

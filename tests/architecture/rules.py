@@ -130,7 +130,7 @@ def forbidden_imports(module: Module) -> Iterator[str]:
         target = imported.target
         if not ours(target) or room.anything or target == "harness" or room_of(target) == room_name:
             continue
-        if under(target, room.may) or (imported.lazy and (under(target, room.may_lazily) or _excepted(module, target))):
+        if under(target, room.may) or ((imported.lazy or imported.typing_only) and (under(target, room.may_lazily) or _excepted(module, target))):
             continue
         hint = "import it inside the function that needs it" if under(target, room.may_lazily) else f"may: {room.may}"
         yield f"{module.at(imported.line)}: {room_name} must not import {target} here ({hint})"

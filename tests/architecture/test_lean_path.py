@@ -30,12 +30,11 @@ from pathlib import Path
 from harness import NUMERICS_VERSION
 from harness.core.results import SPEC, STEPS, read_lines, to_json
 from harness.core.spec import RunSpec
-from harness.models.recipes import recipe
 from harness.run import execute
 
 spec = RunSpec.model_validate({
     "numerics_version": NUMERICS_VERSION, "arm": "GRPO", "algorithm": "grpo", "seed": 0,
-    "task": {"name": "chain"}, "model": {"name": "tiny"}, "recipe": {**recipe("tiny"), "prompts_per_step": 4},
+    "task": {"name": "chain"}, "model": {"name": "tiny"}, "recipe": {"prompts_per_step": 4, "max_new_tokens": 35},
     "budget": {"steps": 1}, "eval": {"points": 0, "prompts": 4, "final_prompts": 4},
 })
 folder = Path(sys.argv[1]) / spec.run_id

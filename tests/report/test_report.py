@@ -113,7 +113,10 @@ def test_the_answer_says_what_the_comparison_says(report: dict[str, Any]) -> Non
 
 def test_html_and_markdown_show_the_numbers_of_the_json(report: dict[str, Any], files: dict[str, Path]) -> None:
     rows = parse(files["html"]).rows
-    markdown = [[html.unescape(c).strip().replace("\\", "") for c in ln.strip("| ").split(" | ")] for ln in files["md"].read_text().splitlines()]
+    markdown = [
+        [html.unescape(c).strip().replace("\\", "") for c in ln.strip("| ").split(" | ")]
+        for ln in files["md"].read_text().splitlines()
+    ]
     pairs = {c["a"]: c for c in report["comparisons"]}
     for a in report["arms"]:
         for table in (rows, markdown):
@@ -131,7 +134,9 @@ def test_html_and_markdown_show_the_numbers_of_the_json(report: dict[str, Any], 
             assert row[6].split()[0] == f"{a['collapse']['k']}/{a['collapse']['n']}"
 
 
-def test_csvs_hold_every_run_comparison_and_evaluation(report: dict[str, Any], files: dict[str, Path], study: Path) -> None:
+def test_csvs_hold_every_run_comparison_and_evaluation(
+    report: dict[str, Any], files: dict[str, Path], study: Path
+) -> None:
     runs, comparisons, evals = (list(csv.DictReader(files[k].open())) for k in ("runs", "comparisons", "evals"))
     assert [r["id"] for r in runs] == [r["id"] for r in report["runs"]]
     assert len(comparisons) == len(report["comparisons"]) + len(report["all_pairs"])
@@ -245,14 +250,23 @@ def test_invalid_runs_are_named_and_not_ranked(tmp_path: Path) -> None:
     write_fake_study(tmp_path / "s", ["GRPO", "PPO"], [0, 1, 2], 10)
     run = read_study(tmp_path / "s").of("PPO")[0]
     result = json.loads((run.path / "result.json").read_text())
-    (run.path / "result.json").write_text(json.dumps({**result, "validity": "INVALID", "validity_reasons": ["verifier"]}))
+    (run.path / "result.json").write_text(
+        json.dumps({**result, "validity": "INVALID", "validity_reasons": ["verifier"]})
+    )
     report = build_report(read_study(tmp_path / "s"))
     assert arm(report, "PPO")["n"] == 2
     assert arm(report, "PPO")["invalid"] == [run.path.name]
 
 
 def test_ten_seeds_are_decided_by_the_max_t_permutation(tmp_path: Path) -> None:
-    write_fake_study(tmp_path / "s", ["GRPO", "PPO", "DAPO"], range(10), 4, eval_points=1, gains={"GRPO": 0.1, "PPO": 0.1, "DAPO": 0.5})
+    write_fake_study(
+        tmp_path / "s",
+        ["GRPO", "PPO", "DAPO"],
+        range(10),
+        4,
+        eval_points=1,
+        gains={"GRPO": 0.1, "PPO": 0.1, "DAPO": 0.5},
+    )
     report = build_report(read_study(tmp_path / "s"))
     assert all(c["test"].startswith("max-|t|") for c in report["comparisons"])
     assert "max-|t| p < 0.001" in report["answer"]["headline"]

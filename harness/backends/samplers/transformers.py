@@ -154,9 +154,7 @@ class TransformersSampler:
     def _completions(
         self, tokens: Tensor, logps: Tensor, entropies: Tensor, lengths: Tensor, ended: Tensor
     ) -> list[Completion]:
-        rows = zip(
-            tokens.tolist(), logps.tolist(), entropies.tolist(), lengths.tolist(), ended.tolist(), strict=True
-        )
+        rows = zip(tokens.tolist(), logps.tolist(), entropies.tolist(), lengths.tolist(), ended.tolist(), strict=True)
         return [
             Completion(
                 token_ids=tuple(ids[:n]),

@@ -1,0 +1,42 @@
+"""Which prompts a run sees: the same in every arm, whatever the arm throws away."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from harness.rollout.order import MAIN, REFILL, held_out_prompts, train_prompts
+from tests.fakes.small_tasks import NumbersTask
+
+
+def ids(task: NumbersTask, seed: int, stream: int, first: int, count: int) -> list[str]:
+    return [p.id for p in train_prompts(task, seed, stream, first, count)]
+
+
+def test_a_finite_split_is_walked_in_a_new_order_every_epoch() -> None:
+    task = NumbersTask(7)
+    walk = ids(task, 0, MAIN, 0, 28)
+    epochs = [walk[i : i + 7] for i in range(0, 28, 7)]
+    assert all(sorted(epoch) == sorted(f"train-{i}" for i in range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert ids(task, 1, MAIN, 0, 28) != walk
+    assert ids(task, 0, REFILL, 0, 28) != walk
+
+
+def test_the_walk_does_not_depend_on_how_it_is_cut() -> None:
+    for task in (NumbersTask(7), NumbersTask(None)):
+        whole = ids(task, 3, MAIN, 0, 24)
+        for size in (1, 5, 8, 24):
+            parts = [ids(task, 3, MAIN, i, min(size, 24 - i)) for i in range(0, 24, size)]
+            assert sum(parts, []) == whole
+
+
+def test_an_endless_split_hardly_repeats() -> None:
+    found = Counter(ids(NumbersTask(None), 0, MAIN, 0, 3000))
+    assert max(found.values()) == 1
+
+
+def test_held_out_prompts_are_the_first_items() -> None:
+    task = NumbersTask(7)
+    assert [p.id for p in held_out_prompts(task, "validation", 100)] == [f"validation-{i}" for i in range(5)]
+    assert [p.id for p in held_out_prompts(task, "validation", 2)] == ["validation-0", "validation-1"]
+    assert [p.id for p in held_out_prompts(task, "test", 3)] == ["test-0", "test-1", "test-2"]
