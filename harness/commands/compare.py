@@ -15,6 +15,7 @@ from harness.backends.executors.local import LocalExecutor
 from harness.core.errors import UsageError
 from harness.core.results import STUDY, read_study_spec
 from harness.core.spec import BackendSpec, StudySpec
+from harness.models.preflight import check_prompt
 from harness.models.recipes import held_out, recipe
 from harness.study.build import Choices, Planned, build, parse_value
 from harness.study.compare import Outcome, plan_runs, prepare_folder, run_study
@@ -80,6 +81,8 @@ def run_compare(options: CompareOptions) -> int:
 
 def _run(planned: Planned, measured: Mapping[str, Any], options: CompareOptions) -> int:
     spec = planned.spec
+    if not (options.results / spec.name / STUDY).exists():
+        check_prompt(spec, planned.task)
     folder = prepare_folder(spec, options.results)
     runs = plan_runs(spec, folder)
     parallel = options.parallel or runs_at_once(spec, measured)

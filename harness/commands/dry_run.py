@@ -106,9 +106,10 @@ def predict(spec: StudySpec, probe: Mapping[str, Any], runs: int, parallel: int)
     per_step = spec.recipe.prompts_per_step * 8 * probe["mean_length"]
     tokens = spec.budget.sampled_tokens or int((spec.budget.steps or 1) * per_step)
     seconds = 3 * tokens * runs / probe["generated_tokens_per_s"] / parallel
+    speed = f"{probe['generated_tokens_per_s']:,.0f} tokens/s of a probe of {probe['responses']} responses"
     text = (
-        f"{runs} runs to do, about {tokens:,} sampled tokens each; "
-        f"at the {probe['generated_tokens_per_s']:,.0f} tokens/s of a probe of {probe['responses']} responses roughly {duration(seconds)} with {parallel} at a time "
+        f"{runs} runs to do, about {tokens:,} sampled tokens each; at the {speed} "
+        f"roughly {duration(seconds)} with {parallel} at a time "
         "(small probes run slower than full batches: an upper guess)"
     )
     return {"runs": runs, "tokens_per_run": tokens, "seconds": seconds, "text": text}
