@@ -184,6 +184,7 @@ class StudySpec(Spec):
     seeds: tuple[int, ...]
     reference_arm: str = "GRPO"  # differences in the report are taken against it
     delta: float = Field(0.02, gt=0)  # smallest difference of interest, absolute score
+    start: StartSpec | None = None  # every run starts from this checkpoint instead of the model's own weights
     schedule: tuple[ScheduleEntry, ...] = ()
 
     @property

@@ -32,7 +32,7 @@ from harness.study.presets import load_preset, merge
 SECTIONS = ("recipe", "eval", "task", "model", "backend", "budget")
 KEYS = (
     "task", "model", "rosters", "arms", "controls", "seeds", "budget", "eval", "recipe", "backend", "overrides",
-    "delta", "schedule", "name", "reference_arm",
+    "delta", "start", "schedule", "name", "reference_arm",
 )  # fmt: skip
 
 NEEDED = ("task", "model", "rosters", "arms", "seeds", "budget")
@@ -111,11 +111,14 @@ def build(
         "seeds": data["seeds"],
         "reference_arm": reference if reference in [a.name for a in arms] else arms[0].name,
         "delta": data.get("delta", 0.02),
+        "start": data.get("start"),
         "schedule": data.get("schedule", ()),
     }
     spec: StudySpec = parse(StudySpec, given, choices.preset)
     if not spec.seeds:
         raise UsageError("no seeds", "a study needs at least one run per arm", "--seeds 3")
+    if min(spec.seeds) < 0 or len(set(spec.seeds)) < len(spec.seeds):
+        raise UsageError(f"seeds {list(spec.seeds)}", "they are different whole numbers from 0 on", "--seeds 0,1,2")
     for arm in arms:
         scheduled(resolve_algorithm(arm.algorithm, arm.overrides, recipe), recipe, spec.schedule, 1.0)
     name = choices.name or data.get("name") or study_name(spec)
@@ -130,14 +133,7 @@ def _arms(data: Mapping[str, Any]) -> tuple[ArmSpec, ...]:
     several = len(rosters) > 1
     arms = [build_arm(a, roster, several_rosters=several) for roster in rosters for a in data["arms"]]
     arms += [build_arm(c, rosters[0], several_rosters=False) for c in data.get("controls") or ()]
-    seen: dict[str, str] = {}
-    unique = []
-    for arm in arms:  # an arm that is the same in both rosters is run once
-        content = stable_hash(arm.model_dump(mode="json", exclude={"name", "roster"}))
-        if content not in seen:
-            seen[content] = arm.name
-            unique.append(arm)
-    return tuple(unique)
+    return tuple(arms)
 
 
 def _held_out(wanted: Mapping[str, Any], task: Task) -> dict[str, Any]:
@@ -236,6 +232,7 @@ def run_specs(spec: StudySpec) -> list[RunSpec]:
             seed=seed,
             eval=spec.eval,
             backend=spec.backend,
+            start=spec.start,
             schedule=spec.schedule,
         )
         for seed in spec.seeds

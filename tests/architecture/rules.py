@@ -16,7 +16,7 @@ class Room:
 
     modules: tuple[str, ...]  # dotted prefixes
     may: tuple[str, ...] = ()  # dotted prefixes
-    may_lazily: tuple[str, ...] = ()  # only inside functions
+    may_lazily: tuple[str, ...] = ()  # only inside functions and for annotations
     anything: bool = False
 
 
@@ -52,7 +52,7 @@ ROOMS = {
     "bench": Room(modules=("harness.bench",), anything=True),
 }
 
-# (module, imported) -> why. They hold for imports inside functions only.
+# (module, imported) -> why. They hold for imports inside functions and for annotations only.
 EXCEPTIONS = {
     ("harness.core.registry", "algorithms"): "loads the bundled presets by name, as it loads plug-ins",
     ("harness.core.registry", "tasks"): "the same for tasks",
@@ -130,7 +130,8 @@ def forbidden_imports(module: Module) -> Iterator[str]:
         target = imported.target
         if not ours(target) or room.anything or target == "harness" or room_of(target) == room_name:
             continue
-        if under(target, room.may) or ((imported.lazy or imported.typing_only) and (under(target, room.may_lazily) or _excepted(module, target))):
+        later = imported.lazy or imported.typing_only
+        if under(target, room.may) or (later and (under(target, room.may_lazily) or _excepted(module, target))):
             continue
         hint = "import it inside the function that needs it" if under(target, room.may_lazily) else f"may: {room.may}"
         yield f"{module.at(imported.line)}: {room_name} must not import {target} here ({hint})"

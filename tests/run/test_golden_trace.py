@@ -22,7 +22,7 @@ FILE = Path(__file__).with_name("golden_trace.json")
 STEPS_KEPT = 4
 KEYS = (
     "sampled_tokens_cum", "trained_tokens_cum", "optimizer_steps_cum", "reward/mean", "signal/zero_var_frac", "len/mean",
-    "entropy/mean", "loss/total/first", "loss/total/last", "grad/norm_pre/first", "grad/norm_pre/last",
+    "entropy/exact", "loss/total/first", "loss/total/last", "grad/norm_pre/first", "grad/norm_pre/last",
     "ratio/tok_max/last", "clip/tok_any/max", "kl_old/k3/last", "update/param_norm", "update/rel",
 )  # fmt: skip
 
@@ -32,7 +32,7 @@ def measure() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         execute(run_spec("grpo", steps=STEPS_KEPT, recipe={"prompts_per_step": 8}), folder)
-        rows = [{k: row[k] for k in KEYS if k in row} for row in read_lines(folder / STEPS)]
+        rows = [{k: row[k] for k in KEYS} for row in read_lines(folder / STEPS)]
         scores = [[e["split"], e["step"], e["score"]] for e in read_lines(folder / EVALS)]
     return {"numerics_version": NUMERICS_VERSION, "rows": rows, "scores": scores}
 

@@ -25,7 +25,7 @@ ARMS = {
     "grpo": {},
     "ppo": {"overrides": {"advantage.warmup_steps": 2}},
     "dapo": {},
-    "gfpo_adaptive": {"overrides": {"selection.warmup_prompts": 4}},
+    "gfpo_adaptive": {"overrides": {"selection.warmup_prompts": 2}},
     "gspo_calibrated": {},
 }
 
@@ -41,7 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Run
 
     def get(arm: str) -> tuple[RunSpec, dict[str, Any]]:
         if arm not in known:
-            spec = run_spec(arm, steps=5, **ARMS[arm])
+            spec = run_spec(arm, steps=4, eval={"final_prompts": 8}, **ARMS[arm])
             folder = make_folder(spec, tmp_path_factory.mktemp("whole"))
             assert main([str(folder)]) == 0
             known[arm] = spec, numbers_of(folder)
@@ -129,7 +129,7 @@ def test_a_signal_ends_after_the_step(
     assert result.resumes == 2
 
 
-@pytest.mark.parametrize("which", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("which", [1, 2, 4])
 def test_killed_in_an_evaluation(which: int, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the first, at one on the way, at the last; with half of its line written."""
     spec, expected = whole("grpo")

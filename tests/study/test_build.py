@@ -13,7 +13,7 @@ from harness.core.errors import UsageError
 from harness.core.registry import algorithm as preset
 from harness.core.resolve import resolve, resolve_algorithm
 from harness.core.spec import BackendSpec, Recipe, StudySpec
-from harness.models.recipes import recipe
+from harness.models.recipes import held_out, recipe
 from harness.study.arms import apply_changes, build_arm
 from harness.study.build import Choices, Planned, build, run_specs
 from harness.study.compare import plan_runs, prepare_folder
@@ -23,7 +23,7 @@ SMALL = Choices(preset="quick", arms=("grpo", "gspo"), seeds=(0, 1), budget={"st
 
 
 def planned(choices: Choices = SMALL, **changes: Any) -> Planned:
-    return build(replace(choices, **changes), recipe, lambda spec: BackendSpec(threads=1))
+    return build(replace(choices, **changes), recipe, held_out, lambda spec: BackendSpec(threads=1))
 
 
 def study_file(tmp_path: Path, text: str) -> str:
@@ -43,7 +43,6 @@ def questions(tmp_path: Path) -> dict[str, Any]:
     [
         ({"arms": ("gpro",)}, "did you mean grpo"),
         ({"arms": ()}, "no arms to run"),
-        ({"arms": ("grpo", "grpo", "gspo"), "sets": ("GRPO:siblings=1",)}, "a group of one has none"),
         ({"sets": ("GRPO:siblings=1",)}, "algorithm ppo, whose critic replaces the siblings"),
         ({"sets": ("siblings=0",)}, "siblings=0"),
         ({"sets": ("GRPO:surrogate.hihg=0.3",)}, "did you mean surrogate.high"),
@@ -87,7 +86,8 @@ def test_wrong_choices_are_refused(changes: dict[str, Any], expected: str) -> No
         ("extends: quick\nseeds: 3\n", "seeds: [3]"),
         ("extends: quick\narms: grpo\n", "arms: [grpo]"),
         ("extends: quick\nseeds: [a]\n", "seeds.0"),
-        ("extends: quick\nseeds: [-1]\n", "seed"),
+        ("extends: quick\nseeds: [-1]\n", "different whole numbers from 0 on"),
+        ("extends: quick\nseeds: [1, 1]\n", "different whole numbers from 0 on"),
         ("arms: [grpo]\n", "no task"),
         ("extends: quack\n", "did you mean quick"),
         ("extends: quick\nschedule: [{at: 2, overrides: {}}]\n", "schedule.0.at"),
@@ -125,6 +125,8 @@ def test_gspo_token_without_credit(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the task has no credit"):
         planned(task=task, arms=("gspo", "gspo_token"))
     twins = planned(task=task, arms=("gspo", "gspo_token"), run_equivalent=True).spec
+    default = planned(task=task, arms=None).spec
+    assert {s.name for s in default.skipped} >= {"GRPO process"}, "a preset's arms are left out, not refused"
     assert [a.name for a in twins.arms] == ["GSPO", "GSPO-token (identical to GSPO)"]
     with_credit = planned(arms=("gspo", "gspo_token", "gspo_token_process")).spec
     assert [a.name for a in with_credit.arms] == ["GSPO", "GSPO-token process"]
