@@ -37,9 +37,7 @@ class TableSampler:
         self, requests: Sequence[SampleRequest], *, max_new_tokens: int, temperature: float
     ) -> list[list[Completion]]:
         p = table_probabilities(self._logits, temperature)
-        return [
-            [self._complete(p, u) for u in uniforms(request.keys, max_new_tokens)] for request in requests
-        ]
+        return [[self._complete(p, u) for u in uniforms(request.keys, max_new_tokens)] for request in requests]
 
     def _complete(self, p: np.ndarray, u: np.ndarray) -> Completion:
         ids: list[int] = []

@@ -43,7 +43,9 @@ def groups(**changes: object) -> list[RolloutGroup]:
     a, b = (Prompt(id=name, messages=(), answer=None) for name in "ab")
     return [
         RolloutGroup(prompt=a, trajectories=(row(a, 0, 2, credit=((1, 0.5),)), row(a, 1, 5, score=0.0))),
-        RolloutGroup(prompt=b, trajectories=(row(b, 0, 0, **changes), row(b, 1, 3, credit=((0, 1.0), (2, 0.0)), **changes))),  # type: ignore[arg-type]
+        RolloutGroup(
+            prompt=b, trajectories=(row(b, 0, 0, **changes), row(b, 1, 3, credit=((0, 1.0), (2, 0.0)), **changes))
+        ),  # type: ignore[arg-type]
     ]
 
 
@@ -95,7 +97,7 @@ def test_ends_of_words_joined_by_spaces() -> None:
     text = decode(ids)
     ends = token_ends(ids, text, lambda i: words[i], decode)
     assert ends == [2, 4, 7, 9, 11, 13, 13]
-    assert [text[: e] for e in ends[:3]] == ["+3", "+3 1", "+3 1 +5"]
+    assert [text[:e] for e in ends[:3]] == ["+3", "+3 1", "+3 1 +5"]
     assert last_token(ends, (0, 4)) == 1
     assert last_token(ends, (5, 9)) == 3
     assert last_token(ends, (12, 13)) == 5, "the end token has no text and earns nothing"

@@ -71,7 +71,10 @@ def test_the_same_spec_gives_the_same_numbers_elsewhere(grpo: Path, tmp_path: Pa
 def test_another_seed_or_learning_rate_gives_others(grpo: Path, tmp_path: Path) -> None:
     for name, spec in (("seed", run_spec(steps=1, seed=1)), ("lr", run_spec(steps=2, recipe={"lr": 1e-3}))):
         execute(spec, tmp_path / name)
-        assert numbers_of(tmp_path / name)["steps"][-1] != numbers_of(grpo)["steps"][len([*read_lines(tmp_path / name / STEPS)]) - 1]
+        assert (
+            numbers_of(tmp_path / name)["steps"][-1]
+            != numbers_of(grpo)["steps"][len([*read_lines(tmp_path / name / STEPS)]) - 1]
+        )
 
 
 def test_a_finished_run_is_returned_as_it_is(grpo: Path) -> None:
@@ -83,9 +86,7 @@ def test_a_finished_run_is_returned_as_it_is(grpo: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in grpo.rglob("*") if p.is_file()} == before
 
 
-def test_a_failed_run_is_recorded_and_tried_again(
-    grpo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_run_is_recorded_and_tried_again(grpo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = RunSpec.model_validate_json((grpo / SPEC).read_text())
     folder = make_folder(spec, tmp_path)
     write = runwriter.RunWriter.row
@@ -224,7 +225,9 @@ def test_torn_lines_and_late_records_are_repaired(tmp_path: Path) -> None:
         writer.row({"step": step})
     with (tmp_path / "run" / STEPS).open("ab") as file:
         file.write('{"step":4,"text":"né'.encode()[:-1])
-    (tmp_path / "run" / "events.jsonl").write_text('{"onset_step":1,"confirm_step":2}\n{"onset_step":2,"confirm_step":3}\n')
+    (tmp_path / "run" / "events.jsonl").write_text(
+        '{"onset_step":1,"confirm_step":2}\n{"onset_step":2,"confirm_step":3}\n'
+    )
     assert [r["step"] for r in read_lines(tmp_path / "run" / STEPS)] == [1, 2, 3]
     writer.rewind(2)
     writer.close()

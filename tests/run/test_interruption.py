@@ -57,7 +57,9 @@ def save_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness.run, "SAVE_SHARE", 1e9)
 
 
-def kill_at(monkeypatch: pytest.MonkeyPatch, step: int, *, torn: bool = False, signal_number: int | None = None) -> None:
+def kill_at(
+    monkeypatch: pytest.MonkeyPatch, step: int, *, torn: bool = False, signal_number: int | None = None
+) -> None:
     """Stops the process when it writes the row of a step: before it, in the middle of it, or by a signal after it."""
     write = RunWriter.row
 
@@ -110,9 +112,7 @@ def test_killed_before_the_first_checkpoint(whole: Any, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_after_the_step(
-    number: int, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_ends_after_the_step(number: int, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice: the second interruption is that of a run which was continued."""
     spec, expected = whole("grpo")
     folder = make_folder(spec, tmp_path)

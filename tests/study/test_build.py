@@ -41,7 +41,8 @@ def questions(tmp_path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"arms": ("gpro",)}, "did you mean grpo"),
+        ({"arms": ("gpro",)}, "or grpo"),
+        ({"arms": ("grpo", "grpo")}, "GRPO more than once"),
         ({"arms": ()}, "no arms to run"),
         ({"sets": ("GRPO:siblings=1",)}, "algorithm ppo, whose critic replaces the siblings"),
         ({"sets": ("siblings=0",)}, "siblings=0"),
@@ -109,11 +110,8 @@ def test_files_that_extend_one_another_are_refused(tmp_path: Path) -> None:
         planned(Choices(preset=str(path)))
 
 
-def test_duplicate_arms() -> None:
-    """The same arm twice is run once; two arms that differ but have one name are refused."""
-    assert [a.name for a in planned(arms=("grpo", "grpo")).spec.arms] == ["GRPO"]
-    arms = [build_arm("grpo", "matched", several_rosters=False), build_arm("grpo", "published", several_rosters=False)]
-    assert arms[0].name == arms[1].name
+def test_both_rosters() -> None:
+    """An arm that is the same in both rosters is run once."""
     found = planned(rosters=("matched", "published"), arms=("grpo", "dapo")).spec.arms
     assert [(a.name, a.roster) for a in found] == [
         ("GRPO", "matched"), ("DAPO", "matched"), ("GRPO (published)", "published"),

@@ -56,13 +56,17 @@ def run_of(results: Path, arm: str) -> Path:
 
 def test_a_study_leaves_runs_report_and_mirror(results: Path) -> None:
     found = read_study(the_study(results))
-    assert [(r.spec.arm, r.state, len(r.steps)) for r in found.runs] == [("GRPO", "finished", 3), ("PPO", "finished", 3)]
+    assert [(r.spec.arm, r.state, len(r.steps)) for r in found.runs] == [
+        ("GRPO", "finished", 3),
+        ("PPO", "finished", 3),
+    ]
     assert found.missing == ()
     names = {p.name for p in (the_study(results) / "report").iterdir()}
     assert {"report.json", "report.md", "report.html"} <= names
     assert "GRPO" in (the_study(results) / "report" / "report.md").read_text()
     with sqlite3.connect(results / "mlflow.db") as database:
-        assert database.execute("select count(*) from runs where status = 'FINISHED'").fetchone()[0] == 4
+        assert database.execute("select count(*) from runs where status != 'FINISHED'").fetchone() == (0,)
+        assert database.execute("select count(*) from tags where key = 'mlflow.parentRunId'").fetchone() == (2,)
         assert database.execute("select count(*) from experiments where name = ?", [found.spec.name]).fetchone() == (1,)
 
 
