@@ -15,7 +15,7 @@ RUNS = (
     "score_source",
     "base_score", "best_validation", "eval_se", "eval_questions", "eval_samples", "length", "truncated", "steps",
     "optimizer_steps", "sampled_tokens", "trained_tokens", "prompts", "wallclock_s", "memory_mib",
-    "entropy_end", "kl_old",
+    "step_s", "reward_end", "zero_var", "entropy_end", "kl_old",
     "clip_tok_any", "explained_var", "updates_per_batch", "resumes", "error", "spec_hash", "start_weights",
 )  # fmt: skip
 COMPARISONS = (

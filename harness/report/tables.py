@@ -151,11 +151,13 @@ def efficiency(report: Mapping[str, Any]) -> Table:
 
 
 def behaviour(report: Mapping[str, Any]) -> Table:
-    """Length, clipping, entropy, drift, critic."""
+    """Training reward, signal, length, clipping, entropy, drift, critic."""
     notes, groups = Notes(), []
     for g, arms in _by_group(report):
         rows = [[
             arm_cell(a),
+            notes.value(a["reward_end"], "number"),
+            notes.value(a["zero_var"], "fraction"),
             notes.value(a["length"], "number"),
             notes.value(a["truncated"], "fraction"),
             notes.value(a["entropy_end"], "number"),
@@ -164,8 +166,8 @@ def behaviour(report: Mapping[str, Any]) -> Table:
             notes.value(a["explained_var"], "number"),
         ] for a in arms]  # fmt: skip
         groups.append((g["title"], rows))
-    columns = ("Arm", "Response length, tokens", "Truncated", "Entropy at end, nats/token",
-               "KL(old), nats/token", "Clipped tokens",               "Explained variance")  # fmt: skip
+    columns = ("Arm", "Task reward at end", "Groups without variance", "Response length, tokens", "Truncated",
+               "Entropy at end, nats/token", "KL(old), nats/token", "Clipped tokens", "Explained variance")  # fmt: skip
     return _table(columns, groups, notes.listed())
 
 
@@ -198,7 +200,9 @@ def budget(report: Mapping[str, Any]) -> Table:
                      for k in ("sampled_tokens", "trained_tokens")]  # fmt: skip
             rest = [cell(text.exact(a[k]["value"])) if a[k]["value"] is not None else notes.missing("no finished run")
                     for k in ("steps", "optimizer_steps", "prompts")]  # fmt: skip
-            cost = [notes.value(a["wallclock_s"], "seconds"), notes.value(a["memory_mib"], "memory")]
+            cost = [notes.value(a[k], "seconds") for k in ("wallclock_s", "step_s")] + [
+                notes.value(a["memory_mib"], "memory")
+            ]
             rows.append([arm_cell(a), *means, share, *rest, *cost, cell(statuses(a), css="wrap")])
         groups.append((g["title"], rows))
     columns = (
@@ -210,6 +214,7 @@ def budget(report: Mapping[str, Any]) -> Table:
         "Optimizer steps",
         "Prompts",
         "Wall-clock",
+        "Per step",
         "Memory above imports",
         "Runs",
     )

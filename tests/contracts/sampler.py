@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.core.ports import SampleRequest, Sampler
+from harness.core.ports import Sampler, SampleRequest
 from harness.core.types import Completion
 
 Ids = tuple[int, ...]

@@ -69,12 +69,12 @@ def test_the_same_spec_gives_the_same_numbers_elsewhere(grpo: Path, tmp_path: Pa
 
 
 def test_another_seed_or_learning_rate_gives_others(grpo: Path, tmp_path: Path) -> None:
-    for name, spec in (("seed", run_spec(steps=1, seed=1)), ("lr", run_spec(steps=2, recipe={"lr": 1e-3}))):
-        execute(spec, tmp_path / name)
-        assert (
-            numbers_of(tmp_path / name)["steps"][-1]
-            != numbers_of(grpo)["steps"][len([*read_lines(tmp_path / name / STEPS)]) - 1]
-        )
+    rows = numbers_of(grpo)["steps"]
+    for steps, spec in ((1, run_spec(steps=1, seed=1)), (2, run_spec(steps=2, recipe={"lr": 1e-3}))):
+        execute(spec, tmp_path / str(steps))
+        other = numbers_of(tmp_path / str(steps))["steps"]
+        keys = ("len/mean", "sampled_tokens_cum", "grad/norm_pre/last")
+        assert [other[-1][k] for k in keys] != [rows[steps - 1][k] for k in keys]
 
 
 def test_a_finished_run_is_returned_as_it_is(grpo: Path) -> None:
@@ -126,7 +126,10 @@ def test_a_locked_folder_is_left_alone(grpo: Path, tmp_path: Path, monkeypatch: 
     spec = RunSpec.model_validate_json((grpo / SPEC).read_text())
     folder = make_folder(spec, tmp_path)
     monkeypatch.setattr(runwriter, "LOCK_WAIT_S", 0.1)
-    code = f"import fcntl, sys; f = open({str(folder / '.lock')!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+    code = (
+        f"import fcntl, sys; f = open({str(folder / '.lock')!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX)\n"
+        "print(flush=True); sys.stdin.read()"
+    )
     with subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()

@@ -21,8 +21,8 @@ from tests.fakes.small_runs import run_spec
 FILE = Path(__file__).with_name("golden_trace.json")
 STEPS_KEPT = 4
 KEYS = (
-    "sampled_tokens_cum", "trained_tokens_cum", "optimizer_steps_cum", "reward/mean", "signal/zero_var_frac", "len/mean",
-    "entropy/exact", "loss/total/first", "loss/total/last", "grad/norm_pre/first", "grad/norm_pre/last",
+    "sampled_tokens_cum", "trained_tokens_cum", "optimizer_steps_cum", "reward/mean", "signal/zero_var_frac",
+    "len/mean", "entropy/exact", "loss/total/first", "loss/total/last", "grad/norm_pre/first", "grad/norm_pre/last",
     "ratio/tok_max/last", "clip/tok_any/max", "kl_old/k3/last", "update/param_norm", "update/rel",
 )  # fmt: skip
 

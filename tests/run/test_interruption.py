@@ -178,7 +178,7 @@ def test_killed_while_saving(whole: Any, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_sigkill_of_a_real_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoint here, continue in another process, kill that one, finish here."""
-    spec = run_spec("dapo", steps=12)
+    spec = run_spec("dapo", steps=8, eval={"final_prompts": 8})
     whole, folder = make_folder(spec, tmp_path / "whole"), make_folder(spec, tmp_path / "killed")
     assert main([str(whole)]) == 0
     with monkeypatch.context() as patch:
