@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sqlite3
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,9 @@ import pytest
 
 from harness.backends.executors.local import LOG, LocalExecutor
 from harness.cli import app, guarded
+from harness.core.ports import RunHandle, RunState
 from harness.core.results import RESULT, RUNS, SPEC, STEPS, read_lines, read_study
-from harness.study.compare import PlannedRun, plan_runs, run_study
+from harness.study.compare import PlannedRun, last_words, plan_runs, run_study
 from tests.fakes.small_runs import numbers_of, run_spec
 
 CHOICES = [
@@ -123,36 +122,60 @@ def test_a_run_here_equals_a_run_in_a_process_of_its_own(results: Path, tmp_path
 
 def test_interrupting_a_study_leaves_it_resumable(tmp_path: Path) -> None:
     """Cancelled where it waits, stopped after its step where it runs."""
-    running, waiting = run_spec("grpo", steps=400), run_spec("gspo", steps=400)
-    executor = LocalExecutor(1)
-    folders = [executor.submit(spec, tmp_path / spec.run_id).folder for spec in (running, waiting)]
-    assert [h.folder for h in executor.list()] == folders
-    assert set(executor.poll().values()) == {"running", "waiting"}
-    deadline = time.monotonic() + 120
-    while not [*read_lines(folders[0] / STEPS)]:
-        assert time.monotonic() < deadline, (folders[0] / LOG).read_text()
-        time.sleep(0.05)
-    executor.shutdown(60.0)
-    assert list(executor.poll().values()) == ["cancelled", "cancelled"]
-    assert not (folders[0] / RESULT).exists()
-    assert not folders[1].exists()
-    last = [*read_lines(folders[0] / STEPS)][-1]["step"]
-    assert [int(p.name) for p in (folders[0] / "checkpoints").iterdir()] == [last]
-
-
-def test_a_run_that_somebody_else_stopped_is_not_called_done(tmp_path: Path) -> None:
-    spec = run_spec("grpo", steps=400)
-    folder = tmp_path / RUNS / spec.run_id
-    planned = [PlannedRun(spec=spec, folder=folder, done=False)]
+    specs = [run_spec("grpo", steps=400), run_spec("gspo", steps=400)]
+    planned = [PlannedRun(spec=s, folder=tmp_path / s.run_id, done=False) for s in specs]
     executor = LocalExecutor(1)
 
     def watch(states: Any) -> None:
-        if states[spec.run_id] == "running" and [*read_lines(folder / STEPS)]:
-            os.kill(executor._children[spec.run_id].process.pid, signal.SIGTERM)
+        assert [*states.values()] == ["running", "waiting"], last_words(planned[0].folder / LOG)
+        if [*read_lines(planned[0].folder / STEPS)]:
+            raise KeyboardInterrupt
 
     outcome = run_study(planned, tmp_path, executor, None, watch)
-    assert outcome.finished == []
-    assert [*outcome.failed] == [spec.run_id]
+    assert outcome.interrupted
+    assert (outcome.finished, outcome.failed) == ([], {})
+    assert [h.folder for h in executor.list()] == [r.folder for r in planned]
+    executor.shutdown(60.0)
+    assert list(executor.poll().values()) == ["cancelled", "cancelled"]
+    assert not (planned[0].folder / RESULT).exists()
+    assert not planned[1].folder.exists()
+    last = [*read_lines(planned[0].folder / STEPS)][-1]["step"]
+    assert [int(p.name) for p in (planned[0].folder / "checkpoints").iterdir()] == [last]
+
+
+class ScriptedExecutor:
+    """Tells states by script; runs nothing."""
+
+    def __init__(self, *states: RunState) -> None:
+        self._states = states
+        self._handles: list[RunHandle] = []
+
+    def submit(self, spec: Any, folder: Path) -> RunHandle:
+        self._handles.append(RunHandle(run_id=spec.run_id, folder=folder))
+        return self._handles[-1]
+
+    def poll(self) -> Mapping[str, RunState]:
+        return {h.run_id: s for h, s in zip(self._handles, self._states, strict=True)}
+
+    def cancel(self, run_id: str) -> None:
+        raise AssertionError(run_id)
+
+    def list(self) -> list[RunHandle]:
+        return self._handles
+
+
+def test_a_run_that_somebody_else_stopped_is_not_called_done(tmp_path: Path) -> None:
+    planned = []
+    for seed in (0, 1, 2):
+        spec = run_spec(seed=seed)
+        folder = tmp_path / spec.run_id
+        folder.mkdir()
+        (folder / LOG).write_text(f"last words of seed {seed}\n")
+        planned.append(PlannedRun(spec=spec, folder=folder, done=False))
+    outcome = run_study(planned, tmp_path, ScriptedExecutor("done", "cancelled", "failed"), None, lambda states: None)
+    ids = [r.spec.run_id for r in planned]
+    assert outcome.finished == ids[:1]
+    assert outcome.failed == {ids[1]: "last words of seed 1", ids[2]: "last words of seed 2"}
 
 
 def test_a_results_folder_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
