@@ -6,7 +6,7 @@ from harness.core.ports import Split, Task
 from harness.core.randomness import permutation, uniforms
 from harness.core.types import Prompt
 
-MAIN, REFILL, CALIBRATION = 0, 1, 2  # separate streams, so that a refill never shifts the main order
+MAIN, REFILL = 0, 1  # separate streams, so that a refill never shifts the main order
 _ENDLESS = 1 << 40
 
 

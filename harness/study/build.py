@@ -9,9 +9,11 @@ from typing import Any
 import yaml
 
 from harness import NUMERICS_VERSION
+from harness.core.algorithm import leaves
 from harness.core.errors import UsageError, near
 from harness.core.ports import Task
-from harness.core.registry import build_task
+from harness.core.registry import algorithm as preset
+from harness.core.registry import algorithm_names, build_task
 from harness.core.resolve import resolve_algorithm, scheduled
 from harness.core.spec import (
     ArmSpec,
@@ -89,6 +91,7 @@ def build(
     task_spec = parse(TaskSpec, task_data, "task")
     model = parse(ModelSpec, model_data, "model")
     recipe = parse(Recipe, merge(recipe_of(model.name), data.get("recipe", {})), "recipe")
+    _check_recipe(recipe)
     held_out = merge(held_out_of(model.name), data.get("eval", {}))
     task = build_task(task_spec.name, task_spec.params)
     arms = _arms(data)
@@ -126,6 +129,14 @@ def build(
     spec = spec.model_copy(update={"backend": backend_of(spec)})
     used = [f"{path} = {value}" for path, value in recipe.overrides.items()]
     return Planned(spec=spec, task=task, warnings=list(dict.fromkeys(notes)), recipe_notes=used)
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    """A path that no preset has would be ignored in every arm, silently."""
+    known = {path for name in algorithm_names() for path in leaves(preset(name))}
+    for path in recipe.overrides:
+        if path not in known:
+            raise UsageError(f"recipe.overrides.{path}", "no algorithm has such a path", near(path, known))
 
 
 def _arms(data: Mapping[str, Any]) -> tuple[ArmSpec, ...]:

@@ -27,7 +27,13 @@ class CriticStep:
 
 
 def critic_step(
-    prepared: Prepared, algorithm: Algorithm, nets: Networks, optimizer: Optimizer, lr: float, mini: Sequence[int]
+    prepared: Prepared,
+    algorithm: Algorithm,
+    nets: Networks,
+    optimizer: Optimizer,
+    lr: float,
+    mini: Sequence[int],
+    width: int,
 ) -> CriticStep | None:
     """Clipped value regression on all non-empty rows; None where there are none."""
     batch, returns, values = prepared.batch, prepared.advantages.returns, prepared.values
@@ -35,16 +41,16 @@ def critic_step(
     rows = [r for r in mini if bool(batch.mask[r].any())]
     if not rows or nets.critic is None or plan is None or returns is None or values is None:
         return None
-    totals = batch_totals(batch.mask[rows], batch.group[rows])
+    totals = batch_totals(batch.mask[rows], batch.group[rows], width=width)
     place = {row: i for i, row in enumerate(rows)}
     optimizer.zero_grad()
     loss = clipped = 0.0
     for micro in micro_batches(prepared.rows, rows, nets.micro_batch_tokens):
-        width = micro.mask.shape[1]
+        cut = micro.mask.shape[1]
         part = value_loss(
             vpred=critic_values(nets.critic, micro),
-            values=values[micro.rows, :width],
-            returns=returns[micro.rows, :width],
+            values=values[micro.rows, :cut],
+            returns=returns[micro.rows, :cut],
             mask=micro.mask,
             totals=micro_totals(totals, torch.tensor([place[r] for r in micro.rows.tolist()])),
             clip=plan.value_clip,

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import torch
+
 from harness.core.algorithm import Algorithm
 from harness.core.resolve import scheduled
 from harness.core.shapes import Tensor
@@ -164,7 +166,10 @@ def _train_on(
     prepared = prepare(trainer.collate(gathered.groups), algorithm, nets, facts, key, progress.history)
     ready = trainer.clock()
     plan = plan_updates(prepared, algorithm, (*key, SHUFFLE))
-    old = old_logps(prepared, plan, algorithm, nets).clone()
+    if frozen:
+        old = torch.zeros(prepared.batch.mask.shape, device=prepared.batch.mask.device)  # nothing will read it
+    else:
+        old = old_logps(prepared, plan, algorithm, nets).clone()
     logged = trainer.clock()
     steps = update(
         prepared,
@@ -180,7 +185,7 @@ def _train_on(
     traces = [trace for trace in steps if trace is not None]
     return _Trained(
         prepared=prepared,
-        old_logp=old,
+        old_logp=None if frozen else old,
         traces=traces,
         tokens=sum(int(trace.mask.sum()) for trace in traces),
         seconds={"prepare": ready - start, "logp": logged - ready, "update": trainer.clock() - logged},

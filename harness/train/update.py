@@ -100,7 +100,7 @@ def update(
     for number, mini in enumerate(plan.mini_batches):
         critic = None
         if nets.critic is not None and optimizers.critic is not None:
-            critic = critic_step(prepared, algorithm, nets, optimizers.critic, rates.critic, mini)
+            critic = critic_step(prepared, algorithm, nets, optimizers.critic, rates.critic, mini, width)
         if actor_frozen:
             yield None
             continue
