@@ -68,7 +68,7 @@ def assemble(spec: RunSpec) -> Assembly:
 
     algorithm = resolve(spec)
     scheduled(algorithm, spec.recipe, spec.schedule, 1.0)  # refuses what could not take effect later
-    task = build_task(spec.task.name, spec.task.params)
+    task = planned_task(spec)
     model = load(spec.model, seed=spec.seed, device=spec.backend.device, dtype=spec.backend.dtype)
     memory = resident_mib() - sum(p.numel() * p.element_size() for p in model.policy.parameters()) / 2**20
     codec = TextCodec(model.tokenizer, spec.task.template)
@@ -124,6 +124,18 @@ def assemble(spec: RunSpec) -> Assembly:
         trainer=trainer,
         memory_after_import_mib=memory,
     )
+
+
+def planned_task(spec: RunSpec) -> Task:
+    """The task, refused where its data file is no longer the one the study was planned with."""
+    task = build_task(spec.task.name, spec.task.params)
+    if task.info.data_sha256 != spec.task.data_sha256:
+        raise UsageError(
+            f"task {spec.task.name}",
+            "the file has changed since the study was planned, and its old and new runs must not be mixed",
+            "the file as it was, or the command again: it makes a new study",
+        )
+    return task
 
 
 def networks(spec: RunSpec, algorithm: Algorithm, model: LoadedModel) -> Networks:

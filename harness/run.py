@@ -270,11 +270,15 @@ def _copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one folder; the exit code is 0 done, 2 usage, 4 failed, 130 interrupted."""
-    folder = Path((arguments or sys.argv[1:])[0])
+    """`FOLDER [COMMAND ...]`: runs one folder; COMMAND is what the user typed, for the provenance.
+
+    The exit code is 0 done, 2 usage, 4 failed, 130 interrupted.
+    """
+    place, *command = arguments or sys.argv[1:]
+    folder = Path(place)
     try:
         spec = RunSpec.model_validate_json((folder / SPEC).read_text(encoding="utf-8"))
-        return 0 if execute(spec, folder, sys.argv) is not None else INTERRUPTED
+        return 0 if execute(spec, folder, command) is not None else INTERRUPTED
     except HarnessError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code

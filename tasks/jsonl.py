@@ -43,6 +43,7 @@ class JsonlTask(SingleTurnTask):
             threshold=1.0,
             sizes={split: len(items) for split, items in self._items.items()},
             description=f"{len(rows)} questions, file sha256 {sha256[:16]}, answers read by {extract}, match {match}",
+            data_sha256=sha256,
         )
 
     def item(self, split: Split, index: int) -> Prompt:

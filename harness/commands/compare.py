@@ -89,7 +89,7 @@ def _run(planned: Planned, measured: Mapping[str, Any], options: CompareOptions)
     todo = sum(not r.done for r in runs)
     print(_opening(spec, len(runs), todo, parallel, folder), file=sys.stderr)
     tracker = _tracker(options)
-    executor = LocalExecutor(parallel, int(measured.get("num_gpus", 0)))
+    executor = LocalExecutor(parallel, int(measured.get("num_gpus", 0)), command=["harness", *sys.argv[1:]])
     with LiveView(runs, parallel, quiet=todo == 0) as view:
         outcome = run_study(runs, folder, executor, tracker, view)
     if outcome.interrupted:
@@ -140,8 +140,6 @@ def _task(options: CompareOptions) -> dict[str, Any]:
     if options.stop:
         template["stop"] = options.stop
     task: dict[str, Any] = {"name": options.task} if options.task else {}
-    if options.task and options.task.endswith(".jsonl"):
-        task["name"] = os.path.abspath(options.task)
     return task | ({"params": params} if params else {}) | ({"template": template} if template else {})
 
 

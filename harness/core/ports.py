@@ -25,6 +25,7 @@ class TaskInfo:
     single_turn: bool = True
     sizes: Mapping[Split, int | None] = field(default_factory=dict)  # number of items; None = endless
     description: str = ""
+    data_sha256: str | None = None  # of the file the items come from
 
 
 class Task(ABC):

@@ -35,6 +35,7 @@ class TaskSpec(Spec):
     name: str
     params: dict[str, Any] = Field(default_factory=dict)
     template: TemplateSpec = TemplateSpec()
+    data_sha256: str | None = None  # of the data file, for a task read from one
 
 
 class ModelSpec(Spec):
@@ -141,7 +142,7 @@ class RunSpec(Spec):
     @property
     def hash(self) -> str:
         """Stable hash of everything that can change numbers."""
-        return stable_hash(self.model_dump(mode="json"))
+        return stable_hash(_without_paths(self.model_dump(mode="json")))
 
     @property
     def run_id(self) -> str:
@@ -190,7 +191,15 @@ class StudySpec(Spec):
     @property
     def hash(self) -> str:
         """Stable hash of the study without its name."""
-        return stable_hash(self.model_dump(mode="json", exclude={"name"}))
+        return stable_hash(_without_paths(self.model_dump(mode="json", exclude={"name"})))
+
+
+def _without_paths(data: dict[str, Any]) -> dict[str, Any]:
+    """A data file counts by its content and name, not by the folder it lies in."""
+    task = data["task"]
+    if task["data_sha256"] is None:
+        return data
+    return {**data, "task": {**task, "name": task["name"].rsplit("/", 1)[-1]}}
 
 
 def stable_hash(data: Any) -> str:

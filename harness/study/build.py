@@ -94,6 +94,7 @@ def build(
     _check_recipe(recipe)
     held_out = merge(held_out_of(model.name), data.get("eval", {}))
     task = build_task(task_spec.name, task_spec.params)
+    task_spec = task_spec.model_copy(update={"data_sha256": task.info.data_sha256})
     arms = _arms(data)
     arms = apply_changes(arms, {**data.get("overrides", {}), **arm_changes}, recipe)
     arms, skipped, notes = check_arms(
@@ -219,7 +220,7 @@ def _name(value: Any) -> str | None:
 
 def study_name(spec: StudySpec) -> str:
     """`quick-tiny-chain-1a2b3c`: the same for the same choices, so that repeating a command continues it."""
-    content = stable_hash(spec.model_dump(mode="json", exclude={"name"}) | {"numerics": NUMERICS_VERSION})
+    content = stable_hash([spec.hash, NUMERICS_VERSION])
     words = (spec.preset or "study", spec.model.name, spec.task.name)
     slug = "-".join(w.rsplit("/", 1)[-1].removesuffix(".jsonl").removesuffix(".yaml") for w in words)
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in slug.lower())

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -31,8 +31,9 @@ class _Child:
 class LocalExecutor:
     """At most `parallel` runs at a time, each in a process of its own, in the order they were submitted."""
 
-    def __init__(self, parallel: int, num_gpus: int = 0) -> None:
+    def __init__(self, parallel: int, num_gpus: int = 0, command: Sequence[str] = ()) -> None:
         self._parallel, self._num_gpus = parallel, num_gpus
+        self._command = [*command]  # what the user typed; recorded in every run's provenance
         self._waiting: deque[tuple[RunSpec, RunHandle]] = deque()
         self._children: dict[str, _Child] = {}
         self._states: dict[str, RunState] = {}
@@ -101,7 +102,7 @@ class LocalExecutor:
             environment["CUDA_VISIBLE_DEVICES"] = str(slot % self._num_gpus)
         log = (handle.folder / LOG).open("ab")
         process = subprocess.Popen(
-            [sys.executable, "-m", "harness.run", str(handle.folder)],
+            [sys.executable, "-m", "harness.run", str(handle.folder), *self._command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
