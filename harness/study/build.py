@@ -75,17 +75,7 @@ def build(
     backend_of: Callable[[StudySpec], BackendSpec],
 ) -> Planned:
     """The study; a model's recipe and held-out sizes come by name, the backend from what was measured for both."""
-    data = load_preset(choices.preset)
-    unknown = [k for k in data if k not in KEYS]
-    if unknown:
-        raise UsageError(f"{choices.preset}: unknown key {unknown[0]}", "no such setting", near(unknown[0], KEYS))
-    data, arm_changes = with_choices(data, choices)
-    for key in NEEDED:
-        if key not in data:
-            raise UsageError(f"{choices.preset}: no {key}", "a study cannot do without", "add it, or `extends: quick`")
-    for key in ("rosters", "arms", "seeds"):
-        if not isinstance(data[key], (list, tuple)):
-            raise UsageError(f"{choices.preset}: {key}: {data[key]!r}", "it is a list", f"{key}: [{data[key]}]")
+    data, arm_changes = _settings(choices)
     task_data = data["task"] if isinstance(data["task"], dict) else {"name": data["task"]}
     model_data = data["model"] if isinstance(data["model"], dict) else {"name": data["model"]}
     task_spec = parse(TaskSpec, task_data, "task")
@@ -130,6 +120,22 @@ def build(
     spec = spec.model_copy(update={"backend": backend_of(spec)})
     used = [f"{path} = {value}" for path, value in recipe.overrides.items()]
     return Planned(spec=spec, task=task, warnings=list(dict.fromkeys(notes)), recipe_notes=used)
+
+
+def _settings(choices: Choices) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The preset with the user's choices, of the right shape, and the changes that belong to the arms."""
+    data = load_preset(choices.preset)
+    unknown = [k for k in data if k not in KEYS]
+    if unknown:
+        raise UsageError(f"{choices.preset}: unknown key {unknown[0]}", "no such setting", near(unknown[0], KEYS))
+    data, arm_changes = with_choices(data, choices)
+    for key in NEEDED:
+        if key not in data:
+            raise UsageError(f"{choices.preset}: no {key}", "a study cannot do without", "add it, or `extends: quick`")
+    for key in ("rosters", "arms", "seeds"):
+        if not isinstance(data[key], (list, tuple)):
+            raise UsageError(f"{choices.preset}: {key}: {data[key]!r}", "it is a list", f"{key}: [{data[key]}]")
+    return data, arm_changes
 
 
 def _check_recipe(recipe: Recipe) -> None:
