@@ -202,6 +202,11 @@ def _interrupted(executor: LocalExecutor, options: CompareOptions) -> int:
     return 130
 
 
+def curves(uri: str) -> str:
+    """Where to look at the mirrored curves: a server's address, or the command that opens a local file."""
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+
+
 def _close(outcome: Outcome, folder: Path, tracker: Any, options: CompareOptions, todo: int) -> int:
     from harness.report.terminal import terminal_table
     from harness.report.write import write_report
@@ -228,7 +233,7 @@ def _close(outcome: Outcome, folder: Path, tracker: Any, options: CompareOptions
             )
         )
         if tracker is not None:
-            print(f"curves  mlflow ui --backend-store-uri {tracker.uri}")
+            print(f"curves  {curves(tracker.uri)}")
     for run_id, words in outcome.failed.items():
         print(f"\nfailed: {run_id}\n{words}\n  (repeat the command to try it again)", file=sys.stderr)
     return 4 if outcome.failed else 0

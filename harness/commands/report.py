@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from harness.backends.trackers.mlflow import MlflowTracker
+from harness.commands.compare import curves
 from harness.core.results import read_study_spec
 from harness.report.terminal import terminal_table
 from harness.report.write import write_report
@@ -32,5 +33,5 @@ def run_mirror(study: Path) -> int:
     tracker.mirror(study)
     tracker.close()
     if tracker.error is None:
-        print(f"mirrored; mlflow ui --backend-store-uri {tracker.uri}")
+        print(f"mirrored: {curves(tracker.uri)}")
     return 0 if tracker.error is None else 4
