@@ -43,6 +43,14 @@ class TaskFacts:
     limit: int  # tokens
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What a replay knows from the time of sampling."""
+
+    old_logp: Float[Tensor, "B T"] | None = None
+    values: Float[Tensor, "B T"] | None = None  # the critic's
+
+
 def prepare(
     batch: RolloutBatch,
     algorithm: Algorithm,
@@ -50,8 +58,11 @@ def prepare(
     facts: TaskFacts,
     key: tuple[int, ...],
     history: tuple[float, ...],
+    *,
+    recorded: Recorded | None = None,
 ) -> Prepared:
-    """Everything that is constant during the updates of this batch."""
+    """Everything that is constant during the updates of this batch; what was `recorded` is not computed again."""
+    known = recorded or Recorded()
     rows = as_rows(batch, nets.pad_id)
     view = _view(batch, facts, key)
     for part in algorithm.rewards:
@@ -59,9 +70,13 @@ def prepare(
     selected = algorithm.selection(view, history)
     everything = range(batch.num_rows)
     needs_old = any(p.in_reward for p in algorithm.penalties)
-    old = no_grad_logps(nets, nets.policy, rows, everything) if needs_old else None
+    old = known.old_logp
+    if old is None and needs_old:
+        old = no_grad_logps(nets, nets.policy, rows, everything)
     ref = no_grad_logps(nets, nets.reference, rows, everything) if nets.reference is not None else None
-    values = no_grad_values(nets, nets.critic, rows) if nets.critic is not None else None
+    values = known.values
+    if values is None and nets.critic is not None:
+        values = no_grad_values(nets, nets.critic, rows)
     advantages = algorithm.advantage(
         AdvantageInput(
             reward=view.reward,
