@@ -78,3 +78,55 @@ class Likelihood(Surrogate):
     ) -> SurrogateOutput:
         none = torch.zeros_like(logp, dtype=torch.bool)
         return SurrogateOutput(loss=-advantages * logp, low=none, high=none, dual=none, outside=none)
+
+
+@part
+@final
+class TwoSided(Surrogate):
+    """L = max(-A min(r, delta), -A clip(r, 1 - low, 1 + high)): the unclipped branch is bounded too, for every sign of A.
+
+    For delta > 1 + high it is the dual clip with c = delta; below that, it also bounds positive advantages.
+    Source: INTELLECT-2; TRL `delta`.
+    """
+
+    kind: ClassVar[str] = "two_sided"
+    low: float = Field(default=0.2, ge=0.0)
+    high: float = Field(default=0.2, ge=0.0)
+    delta: float = Field(default=4.0, gt=0.0)
+
+    def __call__(
+        self, ratio: Float[Tensor, "B T"], advantages: Float[Tensor, "B T"], logp: Float[Tensor, "B T"]
+    ) -> SurrogateOutput:
+        capped = ratio.clamp(max=self.delta)
+        below, above = capped < 1 - self.low, capped > 1 + self.high
+        low, high = below & (advantages < 0), above & (advantages > 0)
+        free, bounded = -advantages * capped, -advantages * ratio.clamp(1 - self.low, 1 + self.high)
+        dual = (ratio > self.delta) & (advantages != 0) & ~(bounded > free)
+        return SurrogateOutput(
+            loss=torch.where(bounded > free, bounded, free), low=low, high=high, dual=dual, outside=below | above
+        )
+
+
+@part
+@final
+class Cispo(Surrogate):
+    """L = -sg[clip(r, 1 - low, 1 + high)] A log pi: the weight is clipped, the gradient of no token is dropped.
+
+    `low=None` leaves small weights as they are (MiniMax-M1, TRL, whose epsilon_high = 5 is 1 + high = 5); verl clips
+    both sides. The bound counts as active whatever the sign of A. Source: MiniMax-M1 (2506.13585).
+    """
+
+    kind: ClassVar[str] = "cispo"
+    low: float | None = Field(default=None, ge=0.0)
+    high: float = Field(default=4.0, ge=0.0)
+
+    def __call__(
+        self, ratio: Float[Tensor, "B T"], advantages: Float[Tensor, "B T"], logp: Float[Tensor, "B T"]
+    ) -> SurrogateOutput:
+        floor = None if self.low is None else 1 - self.low
+        weight = ratio.clamp(floor, 1 + self.high).detach()
+        high = ratio > 1 + self.high
+        low = torch.zeros_like(high) if floor is None else ratio < floor
+        return SurrogateOutput(
+            loss=-weight * advantages * logp, low=low, high=high, dual=torch.zeros_like(high), outside=low | high
+        )

@@ -6,13 +6,15 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from harness.core.errors import UsageError, near
 from harness.core.parts import (
     Admission,
     Advantage,
     Aggregate,
+    Correction,
+    Exclusion,
     Need,
     Part,
     Penalty,
@@ -27,14 +29,16 @@ from harness.core.registry import part_kinds
 SLOTS: dict[str, type[Part]] = {
     "admission": Admission,
     "selection": Selection,
+    "exclusions": Exclusion,
     "rewards": Reward,
     "advantage": Advantage,
     "ratio": Ratio,
+    "correction": Correction,
     "surrogate": Surrogate,
     "aggregate": Aggregate,
     "penalties": Penalty,
 }
-MANY = ("rewards", "penalties")  # slots that hold any number of parts, addressed by kind
+MANY = ("exclusions", "rewards", "penalties")  # slots that hold any number of parts, addressed by kind
 
 
 class Algorithm(BaseModel):
@@ -53,6 +57,8 @@ class Algorithm(BaseModel):
     aggregate: SerializeAsAny[Aggregate]
     penalties: tuple[SerializeAsAny[Penalty], ...]
     updates: Updates
+    exclusions: tuple[SerializeAsAny[Exclusion], ...] = ()
+    correction: SerializeAsAny[Correction] = Field(default_factory=lambda: _uncorrected())
     prompts_factor: int = 1  # prompts per rollout batch, relative to the recipe (PPO without siblings: G)
 
     @field_validator(*(s for s in SLOTS if s not in MANY), mode="before")
@@ -88,6 +94,12 @@ class Algorithm(BaseModel):
             value = getattr(self, slot)
             found.extend(value if slot in MANY else (value,))
         return tuple(found)
+
+
+def _uncorrected() -> Correction:
+    part = build_part("correction", "none")
+    assert isinstance(part, Correction)
+    return part
 
 
 def _refuse(a: Algorithm) -> None:
@@ -156,7 +168,7 @@ def leaves(algorithm: Algorithm) -> dict[str, Any]:
 def override(algorithm: Algorithm, changes: Mapping[str, Any]) -> Algorithm:
     """A new record with dotted paths changed, e.g. `{"ratio": "sequence", "surrogate.high": 0.28}`.
 
-    `rewards` and `penalties` are addressed by kind: `penalties.kl.coef`; `{"penalties.kl": None}` removes one,
+    `exclusions`, `rewards` and `penalties` are addressed by kind: `penalties.kl.coef`; `{"penalties.kl": None}` removes one,
     `{"penalties.kl": {...}}` adds or replaces one. Shorter paths apply first. A path that does not exist, or a
     change that changes nothing, is an error.
     """

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from harness.core.algorithm import Algorithm
-from harness.core.parts import AdvantageInput, Advantages, RowView
+from harness.core.parts import AdvantageInput, Advantages, ExclusionView, RowView
 from harness.core.randomness import counter, uniforms
 from harness.core.shapes import Bool, Float, Tensor
 from harness.core.types import RolloutBatch
 from harness.train.networks import Networks, Rows, as_rows, no_grad_logps, no_grad_values
-from harness.train.objective import token_rewards
+from harness.train.objective import next_penalty_weight, token_rewards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,16 +23,19 @@ class Prepared:
     rows: Rows
     shaped: Float[Tensor, "B"]  # row reward after shaping
     kept: Bool[Tensor, "B"]  # by the selection
+    mask: Bool[Tensor, "B T"]  # of the loss: the batch's, without excluded rows
+    counted: Bool[Tensor, "B"]  # rows that count in B
     advantages: Advantages
     values: Float[Tensor, "B T"] | None
     ref_logp: Float[Tensor, "B T"] | None
     old_logp: Float[Tensor, "B T"] | None  # where the advantages already needed it
     history: tuple[float, ...]  # the selector's state afterwards
+    penalty_weight: float | None  # the adaptive controller's, for the next batch
 
     @property
     def contributing(self) -> Bool[Tensor, "B"]:
         """Rows whose policy gradient is not exactly 0."""
-        return ((self.advantages.advantages != 0) & self.batch.mask).any(-1)
+        return ((self.advantages.advantages != 0) & self.mask).any(-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +66,12 @@ def prepare(
 ) -> Prepared:
     """Everything that is constant during the updates of this batch; what was `recorded` is not computed again."""
     known = recorded or Recorded()
-    rows = as_rows(batch, nets.pad_id)
     view = _view(batch, facts, key)
     for part in algorithm.rewards:
         view = replace(view, reward=part(view))
     selected = algorithm.selection(view, history)
+    mask, counted = _loss_mask(batch, algorithm, selected.kept)
+    rows = as_rows(batch if mask is batch.mask else replace(batch, mask=mask), nets.pad_id)
     everything = range(batch.num_rows)
     needs_old = any(p.in_reward for p in algorithm.penalties)
     old = known.old_logp
@@ -80,14 +84,15 @@ def prepare(
     advantages = algorithm.advantage(
         AdvantageInput(
             reward=view.reward,
-            mask=batch.mask,
+            mask=mask,
             group=batch.group,
             num_groups=batch.num_groups,
             kept=selected.kept,
-            token_reward=token_rewards(algorithm, old, ref, batch.mask) if old is not None else None,
+            token_reward=token_rewards(algorithm, old, ref, mask) if old is not None else None,
             values=values,
             credit=batch.credit,
             correct=batch.correct,
+            components=batch.components,
         )
     )
     return Prepared(
@@ -95,12 +100,28 @@ def prepare(
         rows=rows,
         shaped=view.reward,
         kept=selected.kept,
+        mask=mask,
+        counted=counted,
         advantages=advantages,
         values=values,
         ref_logp=ref,
         old_logp=old,
         history=selected.history,
+        penalty_weight=None if old is None else next_penalty_weight(algorithm, old, ref, mask),
     )
+
+
+def _loss_mask(
+    batch: RolloutBatch, algorithm: Algorithm, kept: Bool[Tensor, "B"]
+) -> tuple[Bool[Tensor, "B T"], Bool[Tensor, "B"]]:
+    """The mask without excluded rows, and the rows that still count as responses."""
+    mask, counted = batch.mask, torch.ones_like(kept)
+    view = ExclusionView(kept=kept, truncated=batch.truncated)
+    for part in algorithm.exclusions:
+        out = part(view)
+        mask = mask & ~out[:, None]
+        counted = counted if part.counted else counted & ~out
+    return mask, counted
 
 
 def _view(batch: RolloutBatch, facts: TaskFacts, key: tuple[int, ...]) -> RowView:
