@@ -81,7 +81,7 @@ class Deciles(View):
 class TokenView(View):
     """One response under one arm."""
 
-    kept: Literal["yes", "not selected", "group not admitted"]
+    kept: Literal["yes", "not selected", "excluded", "group not admitted"]
     share: float  # of the arm's sum |w|
     advantage: tuple[float, ...]
     weight: tuple[float, ...]  # d loss / d logp; negative = the update makes the token more likely

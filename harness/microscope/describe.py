@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -69,9 +69,7 @@ def describe(
     bins = length_bins(length)
     products = inner_products([s.gradient for s in sights])
     norms = products.diag().clamp(min=0).sqrt().tolist()
-    arms = [
-        _arm(s, batch.mask, norm, bins, rollout, identical[s.arm.name]) for s, norm in zip(sights, norms, strict=True)
-    ]
+    arms = [_arm(s, norm, bins, rollout, identical[s.arm.name]) for s, norm in zip(sights, norms, strict=True)]
     sizes = [[int(length[i]) for i in rows] for rows in bins]
     return Microscope(
         harness_version=__version__,
@@ -121,16 +119,14 @@ def _batch(rollout: RecordedRollout) -> BatchView:
 
 def _arm(
     sight: Sight,
-    mask: Bool[Tensor, "B T"],
     norm: float,
     bins: Sequence[Sequence[int]],
     rollout: RecordedRollout,
     identical: str | None,
 ) -> ArmView:
     algorithm = sight.arm.algorithm
-    used = (sight.advantages != 0) & mask
-    contributing = used.any(-1)
-    tokens = mask & contributing[:, None]
+    contributing = _contributing(sight)
+    tokens = sight.mask & contributing[:, None]
     clipped = sight.clip > 0
     mass = sight.weight.abs().sum(-1)
     clips = algorithm.surrogate.clips and bool(contributing.any())
@@ -154,7 +150,7 @@ def _arm(
         effective_rows=effective_number(mass),
         effective_tokens=effective_number(sight.weight),
         ratio_ess=ratio_ess(sight.ratio, tokens),
-        decile_share=tuple(share_by_bin(mass, mask.sum(-1), bins)),
+        decile_share=tuple(share_by_bin(mass, rollout.batch.mask.sum(-1), bins)),
     )
 
 
@@ -273,11 +269,11 @@ def _row(
         ratio=values(token_ratio),
         arms={
             s.arm.name: TokenView(
-                kept="yes" if s.kept[row] else "not selected" if s.admitted[row] else "group not admitted",
+                kept=_state(s, row),
                 share=float(s.weight[row].abs().sum() / s.weight.abs().sum().clamp(min=1e-30)),
                 advantage=values(s.advantages),
                 weight=values(s.weight),
-                relative=values(s.weight / _unit(s, batch.mask)),
+                relative=values(s.weight / _unit(s)),
                 ratio=values(s.ratio),
                 clip=values(s.clip),
             )
@@ -286,8 +282,21 @@ def _row(
     )
 
 
-def _unit(sight: Sight, mask: Bool[Tensor, "B T"]) -> float:
+def _contributing(sight: Sight) -> Bool[Tensor, "B"]:
+    """Rows with an advantage that reaches the loss."""
+    return ((sight.advantages != 0) & sight.mask).any(-1)
+
+
+def _state(sight: Sight, row: int) -> Literal["yes", "not selected", "excluded", "group not admitted"]:
+    if not sight.admitted[row]:
+        return "group not admitted"
+    if not sight.kept[row]:
+        return "not selected"
+    return "yes" if bool(sight.mask[row].any()) else "excluded"
+
+
+def _unit(sight: Sight) -> float:
     """Mean |weight| over the tokens of contributing rows; 1 where there is none."""
-    tokens = mask & ((sight.advantages != 0) & mask).any(-1)[:, None]
+    tokens = sight.mask & _contributing(sight)[:, None]
     mean = float(sight.weight.abs().sum() / tokens.sum().clamp(min=1))
     return mean if mean > 0 else 1.0

@@ -13,7 +13,7 @@ from harness.core.shapes import Bool, Float, Int, Tensor
 from harness.core.types import BatchTotals, LossOutput, RolloutBatch
 from harness.microscope.recorded import take_rows
 from harness.train.networks import MicroBatch, Networks, Rows, micro_batches, policy_logps
-from harness.train.objective import batch_totals, micro_totals, policy_loss
+from harness.train.objective import batch_totals, micro_totals, policy_loss, rollout_weights
 from harness.train.prepare import Prepared, Recorded, TaskFacts, prepare
 
 
@@ -36,6 +36,7 @@ class Sight:
     ratio: Float[Tensor, "B T"]  # as the algorithm defines it; 1 where it is not computed
     clip: Int[Tensor, "B T"]  # 0 no, 1 lower bound, 2 upper bound, 3 dual
     advantages: Float[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]  # of the loss: tokens of admitted rows that are not excluded
     admitted: Bool[Tensor, "B"]
     kept: Bool[Tensor, "B"]
     gradient: tuple[Tensor, ...]  # of the loss, per parameter
@@ -82,6 +83,7 @@ def weigh(
     advantages: Float[Tensor, "B T"],
     mask: Bool[Tensor, "B T"],
     totals: BatchTotals,
+    weights: Float[Tensor, "B T"] | None = None,
 ) -> Weighed:
     """The shared objective's derivative by every log-prob (and entropy), `[B, T]`."""
     leaf = logp.detach().requires_grad_()
@@ -95,6 +97,7 @@ def weigh(
         advantages=advantages,
         mask=mask,
         totals=totals,
+        weights=weights,
     )
     found = torch.autograd.grad(output.loss, leaves, allow_unused=True)
     grads = [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
@@ -107,19 +110,24 @@ def look(arms: Sequence[Arm], nets: Networks, rows: Rows, old_logp: Float[Tensor
     The batch is one mini-batch: each arm's denominators count its admitted rows. The critic's loss has no part in it.
     """
     sights = [_empty(arm, nets, rows) for arm in arms]
-    totals = [
-        None if a.prepared is None else batch_totals(a.prepared.batch.mask, a.prepared.batch.group, width=width)
-        for a in arms
-    ]
     params = _parameters(nets)
     wanted = [int(i) for i in rows.mask.any(-1).nonzero()[:, 0]]
+    micros = list(micro_batches(rows, wanted, nets.micro_batch_tokens))
+    totals = [None if a.prepared is None else _totals(a.prepared, width, len(micros)) for a in arms]
     needs_entropy = any("entropy" in arm.algorithm.needs for arm in arms)
-    for micro in micro_batches(rows, wanted, nets.micro_batch_tokens):
+    for micro in micros:
         logp, entropy = policy_logps(nets, nets.policy, micro, with_entropy=needs_entropy)
         for sight, total in zip(sights, totals, strict=True):
             if total is not None:
                 _add(sight, total, micro, logp, entropy, old_logp, params)
     return sights
+
+
+def _totals(prepared: Prepared, width: int, micros: int) -> BatchTotals:
+    """Denominators of an arm's whole batch."""
+    rows = int(prepared.counted.sum())
+    totals = batch_totals(prepared.mask, prepared.batch.group, width=width, rows=rows)
+    return replace(totals, micro_batches=float(micros))
 
 
 def _parameters(nets: Networks) -> list[Tensor]:
@@ -129,17 +137,19 @@ def _parameters(nets: Networks) -> list[Tensor]:
 def _empty(arm: Arm, nets: Networks, rows: Rows) -> Sight:
     zeros = torch.zeros(rows.mask.shape, device=rows.mask.device)
     admitted, kept = torch.zeros_like(rows.mask[:, 0]), torch.zeros_like(rows.mask[:, 0])
-    advantages = zeros.clone()
+    advantages, mask = zeros.clone(), torch.zeros_like(rows.mask)
     admitted[arm.rows] = True
     if arm.prepared is not None:
         kept[arm.rows] = arm.prepared.kept
         advantages[arm.rows] = arm.prepared.advantages.advantages
+        mask[arm.rows] = arm.prepared.mask
     return Sight(
         arm=arm,
         weight=zeros.clone(),
         ratio=torch.ones_like(zeros),
         clip=torch.zeros_like(zeros, dtype=torch.long),
         advantages=advantages,
+        mask=mask,
         admitted=admitted,
         kept=kept,
         gradient=tuple(torch.zeros(p.shape, dtype=torch.float32, device=p.device) for p in _parameters(nets)),
@@ -164,16 +174,18 @@ def _add(
     if not len(here):
         return
     row, local, width = micro.rows[here], place[micro.rows][here], micro.mask.shape[1]
+    mask, old = prepared.mask[local, :width], old_logp[row, :width]
     uses_entropy = entropy is not None and "entropy" in algorithm.needs
     found = weigh(
         algorithm,
         logp=logp[here],
-        old_logp=old_logp[row, :width],
+        old_logp=old,
         ref_logp=None if prepared.ref_logp is None else prepared.ref_logp[local, :width],
         entropy=entropy[here] if entropy is not None and uses_entropy else None,
         advantages=prepared.advantages.advantages[local, :width],
-        mask=micro.mask[here],
+        mask=mask,
         totals=micro_totals(totals, local),
+        weights=rollout_weights(algorithm, old, prepared.batch.behaviour_logp[local, :width], mask),
     )
     out = found.output
     sight.weight[row, :width] = found.weight

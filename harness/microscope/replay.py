@@ -111,6 +111,12 @@ def _records(specs: Sequence[ArmSpec], run: RunSpec, notes: list[str]) -> dict[s
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             found[spec.name] = resolve_algorithm(spec.algorithm, spec.overrides, run.recipe)
+        if "values_past_end" in found[spec.name].needs:
+            raise UsageError(
+                f"{spec.name} under the microscope",
+                "it needs a critic's value one position past the last token, which no rollout file holds",
+                "ppo, or leave it out",
+            )
         notes += [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
     return found
 
