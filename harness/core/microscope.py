@@ -53,7 +53,7 @@ class ArmView(View):
     name: str
     algorithm: str
     slots: dict[str, str]  # slot -> its part in words
-    identical_to: str | None  # the preset it equals by mathematics
+    identical_to: str | None  # the arm that it equals by mathematics
     notes: tuple[str, ...]
     rows_admitted: int  # in groups that the admission rule lets in
     rows_kept: int  # of these, kept by the selection

@@ -135,7 +135,7 @@ def _arm(
         name=sight.arm.name,
         algorithm=algorithm.name,
         slots={slot: describe_slot(algorithm, slot) for slot in slots},
-        identical_to=identical if identical != algorithm.name else None,
+        identical_to=identical,
         notes=_notes(sight, rollout),
         rows_admitted=int(sight.admitted.sum()),
         rows_kept=int((sight.kept & sight.admitted).sum()),
@@ -168,7 +168,7 @@ def _notes(sight: Sight, rollout: RecordedRollout) -> tuple[str, ...]:
             if rollout.values is not None
             else "the file holds no critic values, so V = 0: advantages are the returns, whitened where it says so"
         )
-    if algorithm.selection.kind != "all" and bool((sight.kept | ~sight.admitted).all()):
+    if "k" in type(algorithm.selection).model_fields and bool((sight.kept | ~sight.admitted).all()):
         size = int(torch.bincount(batch.group).max())
         found.append(
             f"made for {algorithm.siblings} responses per prompt; of the {size} in this batch all are kept "

@@ -19,12 +19,12 @@ from harness.core.registry import build_task
 from harness.core.resolve import resolve_algorithm
 from harness.core.results import CHECKPOINTS, RunFolder, read_run
 from harness.core.shapes import Bool, Float, Tensor
-from harness.core.spec import ArmSpec, Recipe, Roster, RunSpec
+from harness.core.spec import Recipe, Roster
 from harness.microscope.describe import Showing, describe, full_tensors
 from harness.microscope.lens import Arm, focus, look
 from harness.microscope.recorded import RecordedRollout, read_rollout, recorded_steps
 from harness.microscope.statistics import quantiles
-from harness.study.arms import apply_changes, build_arm
+from harness.study.arms import apply_changes, build_arm, display_name
 from harness.train import checkpoint
 from harness.train.loop import SHUFFLE
 from harness.train.networks import Networks, Rows, as_rows, no_grad_logps
@@ -69,12 +69,11 @@ def replay(request: Request) -> tuple[Microscope, dict[str, Tensor]]:
     step = request.step if request.step is not None else _default_step(tuple(steps), newest)
     device = spec.backend.device if torch.cuda.is_available() else "cpu"
     rollout = read_rollout(request.folder, step, spec.recipe.max_new_tokens, device)
-    specs = _arm_specs(request, rollout, spec.recipe)
     notes: list[str] = []
-    records = _records(specs, spec, notes)
+    records = _records(request, rollout, spec.recipe, notes)
     stage = _Stage(run, rollout, records, device, notes)
     weights = stage.move_to_checkpoint(newest) if newest is not None else stage.move_by_pass()
-    arms = stage.calibrated([stage.arms[s.name] for s in specs], weights.sd_log_s)
+    arms = stage.calibrated(list(stage.arms.values()), weights.sd_log_s)
     sights = look(arms, stage.nets, stage.rows, stage.old, width=spec.recipe.max_new_tokens)
     record = describe(
         sights,
@@ -88,36 +87,39 @@ def replay(request: Request) -> tuple[Microscope, dict[str, Tensor]]:
         model=stage.model,
         showing=request.showing,
         notes=stage.notes,
-        identical={a.name: equivalent_to(a.algorithm) for a in arms},
+        identical={a.name: _equal_to(a.algorithm) for a in arms},
     )
     return record, full_tensors(sights, stage.token_ratio())
 
 
-def _arm_specs(request: Request, rollout: RecordedRollout, recipe: Recipe) -> tuple[ArmSpec, ...]:
-    """The arms by name, with changes."""
+def _equal_to(algorithm: Algorithm) -> str | None:
+    """The arm, as it is shown, that a record equals by mathematics."""
+    name = equivalent_to(algorithm)
+    return display_name(name) if name is not None and name != algorithm.name else None
+
+
+def _records(request: Request, rollout: RecordedRollout, recipe: Recipe, notes: list[str]) -> dict[str, Algorithm]:
+    """Arm name -> algorithm, with changes; what building one warns of becomes a note."""
     names = request.arms or (*DEFAULT_ARMS, *(WITH_CREDIT if rollout.batch.credit is not None else ()))
-    specs = tuple(build_arm(name, request.roster, several_rosters=False) for name in names)
-    titles = [s.name for s in specs]
-    twice = sorted({t for t in titles if titles.count(t) > 1})
-    if twice:
-        raise UsageError(f"arms named {', '.join(twice)} more than once", "rows could not be told apart", "once each")
-    return apply_changes(specs, request.changes, recipe) if request.changes else specs
-
-
-def _records(specs: Sequence[ArmSpec], run: RunSpec, notes: list[str]) -> dict[str, Algorithm]:
-    """Arm name -> algorithm; what building one warns of becomes a note."""
-    found: dict[str, Algorithm] = {}
-    for spec in specs:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            found[spec.name] = resolve_algorithm(spec.algorithm, spec.overrides, run.recipe)
-        if "values_past_end" in found[spec.name].needs:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        specs = tuple(build_arm(name, request.roster, several_rosters=False) for name in names)
+        titles = [s.name for s in specs]
+        twice = sorted({t for t in titles if titles.count(t) > 1})
+        if twice:
             raise UsageError(
-                f"{spec.name} under the microscope",
+                f"arms named {', '.join(twice)} more than once", "rows could not be told apart", "once each"
+            )
+        specs = apply_changes(specs, request.changes, recipe) if request.changes else specs
+        found = {s.name: resolve_algorithm(s.algorithm, s.overrides, recipe) for s in specs}
+    for name, algorithm in found.items():
+        if "values_past_end" in algorithm.needs:
+            raise UsageError(
+                f"{name} under the microscope",
                 "it needs a critic's value one position past the last token, which no rollout file holds",
                 "ppo, or leave it out",
             )
-        notes += [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+    notes += dict.fromkeys(f"{w.message}." for w in caught if issubclass(w.category, UserWarning))
     return found
 
 

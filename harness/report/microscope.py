@@ -76,11 +76,17 @@ def terminal(r: Data, width: int = 80) -> str:
     lines += ["", *textwrap.wrap(weights_words(r), width), "", *_arm_lines(r["arms"])]
     lines += ["", "cosine of the whole gradients", *_cosine_lines(r, width)]
     lines += ["", "% of |d loss / d logp| by response length (columns: up to so many tokens)", *_decile_lines(r)]
-    notes = [*r["notes"], *(f"{a['name']}: {n}" for a in r["arms"] for n in a["notes"])]
-    notes += [f"{a['name']} is identical to {a['identical_to']}" for a in r["arms"] if a["identical_to"]]
-    for note in notes:
+    for note in _notes(r):
         lines += textwrap.wrap(note, width, initial_indent="* ", subsequent_indent="  ")
     return "\n".join(lines).replace(text.MINUS, "-")
+
+
+def _notes(r: Data) -> list[str]:
+    """What a reader must know, as sentences."""
+    notes = [*r["notes"], *(f"{a['name']}: {n}." for a in r["arms"] for n in a["notes"])]
+    return notes + [
+        f"{a['name']}: by mathematics the same as {a['identical_to']}." for a in r["arms"] if a["identical_to"]
+    ]
 
 
 def _letter(i: int) -> str:
@@ -154,6 +160,7 @@ def render(r: Data) -> str:
             for a in r["arms"]
         ],
         "groups": [_group(g, r) for g in r["groups"]],
+        "notes": _notes(r),
         "slots": _slots(r["arms"]),
         "css": Markup("\n".join(_css(name) for name in ("style.css", "microscope.css"))),
     }
