@@ -155,7 +155,8 @@ def microscope(
     checkpoint: Annotated[
         bool,
         typer.Option(
-            "--checkpoint", help="Look from the run's newest checkpoint, not from one GRPO pass after its first weights."
+            "--checkpoint",
+            help="Look from the run's newest checkpoint, not from one GRPO pass after its first weights.",
         ),
     ] = False,
     groups: Annotated[int, typer.Option(help="Prompts shown token by token.")] = 3,
@@ -195,6 +196,30 @@ def bench(as_json: AsJson = False) -> None:
     from harness.commands.bench import run_bench
 
     raise typer.Exit(run_bench(as_json))
+
+
+@app.command()
+def conform(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Golden cases (.npz); those of the checkout by default.")
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="module:function, a loss f(inputs, hyper) -> scalar to check instead of ours.")
+    ] = None,
+    suite: Annotated[list[str] | None, typer.Option(help="Only this suite, repeatable.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check our losses, or yours, against numbers computed by verl, TRL and OpenRLHF.
+
+    Examples:
+
+    `harness conform`
+
+    `harness conform --loss my_package.losses:grpo --suite grpo_trl`
+    """
+    from harness.commands.conform import run_conform
+
+    raise typer.Exit(run_conform(folder, loss, tuple(suite or ()), as_json))
 
 
 def guarded(run: Callable[[], object]) -> int:

@@ -73,7 +73,7 @@ class Kl(Penalty):
 
     def mean(self, value: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, ""]:
         """Mean over responses, empty ones included, of the mean over tokens; verl's n_i + 1e-8."""
-        return (masked_sum(value, mask) / (mask.sum(-1) + 1e-8)).mean()
+        return (masked_sum(value, mask) / (mask.sum(-1).to(value.dtype) + 1e-8)).mean()
 
     def next_weight(self, value: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> float | None:
         if self.target is None or self.horizon is None:

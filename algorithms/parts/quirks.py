@@ -1,4 +1,4 @@
-"""What libraries do differently without a paper behind it. Only `algorithms/peers.py` and conformance reach this file."""
+"""What libraries do differently, without a paper behind it. Only `algorithms/peers.py` and conformance reach it."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class Likelihood(Surrogate):
 @part
 @final
 class TwoSided(Surrogate):
-    """L = max(-A min(r, delta), -A clip(r, 1 - low, 1 + high)): the unclipped branch is bounded too, for every sign of A.
+    """L = max(-A min(r, delta), -A clip(r, 1 - low, 1 + high)): the unclipped branch is bounded too.
 
     For delta > 1 + high it is the dual clip with c = delta; below that, it also bounds positive advantages.
     Source: INTELLECT-2; TRL `delta`.
@@ -107,26 +107,47 @@ class TwoSided(Surrogate):
         )
 
 
+def _weighted_score(
+    ratio: Float[Tensor, "B T"],
+    advantages: Float[Tensor, "B T"],
+    logp: Float[Tensor, "B T"],
+    floor: float | None,
+    ceiling: float,
+) -> SurrogateOutput:
+    """L = -sg[clip(r, floor, ceiling)] A log pi; a bound counts as active whatever the sign of A."""
+    high = ratio > ceiling
+    low = torch.zeros_like(high) if floor is None else ratio < floor
+    loss = -ratio.clamp(floor, ceiling).detach() * advantages * logp
+    return SurrogateOutput(loss=loss, low=low, high=high, dual=torch.zeros_like(high), outside=low | high)
+
+
 @part
 @final
 class Cispo(Surrogate):
     """L = -sg[clip(r, 1 - low, 1 + high)] A log pi: the weight is clipped, the gradient of no token is dropped.
 
-    `low=None` leaves small weights as they are (MiniMax-M1, TRL, whose epsilon_high = 5 is 1 + high = 5); verl clips
-    both sides. The bound counts as active whatever the sign of A. Source: MiniMax-M1 (2506.13585).
+    Source: MiniMax-M1 (2506.13585) with verl's bounds on both sides.
     """
 
     kind: ClassVar[str] = "cispo"
-    low: float | None = Field(default=None, ge=0.0)
-    high: float = Field(default=4.0, ge=0.0)
+    low: float = Field(default=0.2, ge=0.0)
+    high: float = Field(default=0.2, ge=0.0)
 
     def __call__(
         self, ratio: Float[Tensor, "B T"], advantages: Float[Tensor, "B T"], logp: Float[Tensor, "B T"]
     ) -> SurrogateOutput:
-        floor = None if self.low is None else 1 - self.low
-        weight = ratio.clamp(floor, 1 + self.high).detach()
-        high = ratio > 1 + self.high
-        low = torch.zeros_like(high) if floor is None else ratio < floor
-        return SurrogateOutput(
-            loss=-weight * advantages * logp, low=low, high=high, dual=torch.zeros_like(high), outside=low | high
-        )
+        return _weighted_score(ratio, advantages, logp, 1 - self.low, 1 + self.high)
+
+
+@part
+@final
+class CispoCapped(Surrogate):
+    """L = -sg[min(r, cap)] A log pi: only large weights are limited. Source: MiniMax-M1; TRL (`epsilon_high` = 5)."""
+
+    kind: ClassVar[str] = "cispo_capped"
+    cap: float = Field(default=5.0, gt=0.0)
+
+    def __call__(
+        self, ratio: Float[Tensor, "B T"], advantages: Float[Tensor, "B T"], logp: Float[Tensor, "B T"]
+    ) -> SurrogateOutput:
+        return _weighted_score(ratio, advantages, logp, None, self.cap)

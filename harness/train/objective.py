@@ -8,7 +8,7 @@ import torch
 
 from harness.core.algorithm import Algorithm
 from harness.core.masked import group_sum, masked, row_mean
-from harness.core.parts import Aggregate, PenaltyInput
+from harness.core.parts import Aggregate, ExclusionView, PenaltyInput
 from harness.core.shapes import Bool, Float, Int, Tensor
 from harness.core.types import BatchTotals, LossOutput
 
@@ -43,6 +43,18 @@ def micro_totals(totals: BatchTotals, rows: Tensor | slice) -> BatchTotals:
     return totals if totals.group_tokens is None else replace(totals, group_tokens=totals.group_tokens[rows])
 
 
+def loss_mask(
+    algorithm: Algorithm, mask: Bool[Tensor, "B T"], view: ExclusionView
+) -> tuple[Bool[Tensor, "B T"], Bool[Tensor, "B"]]:
+    """The mask without excluded rows, and the rows that still count as responses."""
+    counted = torch.ones_like(view.kept)
+    for part in algorithm.exclusions:
+        out = part(view)
+        mask = mask & ~out[:, None]
+        counted = counted if part.counted else counted & ~out
+    return mask, counted
+
+
 def policy_loss(
     algorithm: Algorithm,
     *,
@@ -57,7 +69,8 @@ def policy_loss(
 ) -> LossOutput:
     """loss = agg(w surrogate(ratio, A)) + sum of weight x agg(penalty), for one micro-batch.
 
-    `weights` w are those of the rollout correction, constants; None = 1. Because `totals` belong to the mini-batch, the losses of its micro-batches add up to the mini-batch's.
+    Because `totals` belong to the mini-batch, the losses of its micro-batches add up to the mini-batch's.
+    `weights` w are those of the rollout correction, constants; None = 1.
     `ref_logp` and `entropy` may be None where no part needs them. Masked positions may hold anything.
     """
     logp, old = masked(logp, mask), masked(old_logp, mask).detach()

@@ -12,7 +12,7 @@ from harness.core.randomness import counter, uniforms
 from harness.core.shapes import Bool, Float, Tensor
 from harness.core.types import RolloutBatch
 from harness.train.networks import Networks, Rows, as_rows, no_grad_logps, no_grad_values
-from harness.train.objective import next_penalty_weight, token_rewards
+from harness.train.objective import loss_mask, next_penalty_weight, token_rewards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ def prepare(
     for part in algorithm.rewards:
         view = replace(view, reward=part(view))
     selected = algorithm.selection(view, history)
-    mask, counted = _loss_mask(batch, algorithm, selected.kept)
+    mask, counted = loss_mask(algorithm, batch.mask, ExclusionView(kept=selected.kept, truncated=batch.truncated))
     rows = as_rows(batch if mask is batch.mask else replace(batch, mask=mask), nets.pad_id)
     everything = range(batch.num_rows)
     needs_old = any(p.in_reward for p in algorithm.penalties)
@@ -109,19 +109,6 @@ def prepare(
         history=selected.history,
         penalty_weight=None if old is None else next_penalty_weight(algorithm, old, ref, mask),
     )
-
-
-def _loss_mask(
-    batch: RolloutBatch, algorithm: Algorithm, kept: Bool[Tensor, "B"]
-) -> tuple[Bool[Tensor, "B T"], Bool[Tensor, "B"]]:
-    """The mask without excluded rows, and the rows that still count as responses."""
-    mask, counted = batch.mask, torch.ones_like(kept)
-    view = ExclusionView(kept=kept, truncated=batch.truncated)
-    for part in algorithm.exclusions:
-        out = part(view)
-        mask = mask & ~out[:, None]
-        counted = counted if part.counted else counted & ~out
-    return mask, counted
 
 
 def _view(batch: RolloutBatch, facts: TaskFacts, key: tuple[int, ...]) -> RowView:
