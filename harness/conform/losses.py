@@ -131,8 +131,8 @@ def verl_group(case: Case) -> Outputs:
     given = case.given.get("token_advantages")
     advantages = algorithm.advantage(advantage_input(case, case.mask)).advantages if given is None else given
     done = run(case, algorithm, advantages, case.mask)
-    guard = getattr(algorithm.ratio, "guard", None) if algorithm.ratio.kind == "token" else None
-    return {"advantages": masked(advantages, case.mask), **verl_outputs(case, done, guard)}
+    bound = records.VERL_DRIFT[case.hyper["loss"]]
+    return {"advantages": masked(advantages, case.mask), **verl_outputs(case, done, bound)}
 
 
 def critic(

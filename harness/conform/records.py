@@ -47,6 +47,9 @@ def kl(estimator: str | None, coef: float, **fields: Any) -> list[Slots]:
     return [{"kind": "kl", "estimator": name, "coef": coef, **fields}]
 
 
+VERL_DRIFT = {"vanilla": 20.0, "cispo": 20.0, "gspo": None}  # bound of old_logp - logp in the metric ppo_kl
+
+
 def verl_clip(h: Hyper) -> Slots:
     """Clip of verl's `vanilla` loss; a dual clip of 1e30 is none."""
     dual = None if h["clip_c"] >= 1e30 else h["clip_c"]
@@ -158,11 +161,14 @@ def openrlhf_advantage(h: Hyper) -> Slots:
     return {"kind": "group", "eps": h["eps_adv"]}
 
 
+OPENRLHF_RATIOS: dict[str, Slots] = {"ppo": {"kind": "token"}, "gspo": {"kind": "sequence", "guard": None}}
+
+
 def openrlhf(h: Hyper) -> Algorithm:
     """PPO, GRPO or GSPO of OpenRLHF."""
     return record(
         advantage=openrlhf_advantage(h),
-        ratio={"kind": "sequence", "guard": None} if h["typ"] == "gspo" else "token",
+        ratio=OPENRLHF_RATIOS[h["typ"]],
         surrogate={"kind": "clip", "low": h["clip_low"], "high": h["clip_high"], "dual": h["dual_clip"]},
         aggregate=verl_aggregate("token-mean" if h["token_level_loss"] else "seq-mean-token-mean"),
     )
