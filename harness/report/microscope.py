@@ -273,7 +273,7 @@ def _chart(arm: Data, deciles: Data, top: float, color: str) -> str:
             'stroke="var(--ink)" stroke-width="1.4"/>'
         )
         if share == max(shares):
-            parts.append(_label(x + step / 2, y - 3, text.fraction(share), "middle"))
+            parts.append(_label(x + step / 2, min(y, line) - 3, text.fraction(share), "middle"))
     parts.append(_label(2, height - 4, str(ends[0][0]), "start"))
     parts.append(_label(width / 2, height - 4, "tokens in the response", "middle"))
     parts.append(_label(width - 2, height - 4, str(ends[-1][1]), "end"))
