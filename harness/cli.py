@@ -144,7 +144,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def microscope(
-    run: Annotated[Path | None, typer.Argument(help="A run folder, <results>/<study>/runs/<run>.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="A run folder: RESULTS/STUDY/runs/RUN.")] = None,
     fixture: Annotated[bool, typer.Option("--fixture", help="The bundled batch of the embedded model.")] = False,
     step: Annotated[int | None, typer.Option(help="Which recorded rollout batch; by default the first.")] = None,
     algorithms: Annotated[str | None, typer.Option("--algorithms", "-a", help="Comma-separated; see `list`.")] = None,
@@ -162,7 +162,7 @@ def microscope(
     groups: Annotated[int, typer.Option(help="Prompts shown token by token.")] = 3,
     rows: Annotated[int, typer.Option(help="Responses shown of each.")] = 4,
     out: Annotated[
-        Path | None, typer.Option(help="Where to write; <run>/microscope, or ./microscope with --fixture.")
+        Path | None, typer.Option(help="Where to write; RUN/microscope, or ./microscope with --fixture.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -52,7 +52,7 @@ class ArmView(View):
 
     name: str
     algorithm: str
-    slots: dict[str, str]  # slot -> its part in words
+    resolved: dict[str, Any]  # every slot, as in result.json
     identical_to: str | None  # the arm that it equals by mathematics
     notes: tuple[str, ...]
     rows_admitted: int  # in groups that the admission rule lets in

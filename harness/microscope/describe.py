@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from harness import __version__
-from harness.core.algorithm import SLOTS, describe_slot
 from harness.core.microscope import (
     ArmView,
     BatchView,
@@ -130,11 +129,10 @@ def _arm(
     clipped = sight.clip > 0
     mass = sight.weight.abs().sum(-1)
     clips = algorithm.surrogate.clips and bool(contributing.any())
-    slots = ("siblings", *SLOTS)
     return ArmView(
         name=sight.arm.name,
         algorithm=algorithm.name,
-        slots={slot: describe_slot(algorithm, slot) for slot in slots},
+        resolved=algorithm.model_dump(mode="json"),
         identical_to=identical,
         notes=_notes(sight, rollout),
         rows_admitted=int(sight.admitted.sum()),

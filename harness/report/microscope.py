@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from harness.report import html, style, text
+from harness.report import components, html, style, text
 
 Data = Mapping[str, Any]
 LEVELS = (0.25, 0.75, 1.5, 3.0)  # |weight| over the arm's mean, upper ends of the first four of five shades
@@ -179,13 +179,11 @@ def _cosine_cell(value: float | None) -> dict[str, str]:
 
 
 def _slots(arms: Sequence[Data]) -> list[dict[str, Any]]:
-    """Slots in which the arms differ; cells that differ from the first arm are marked."""
-    rows = []
-    for slot in arms[0]["slots"] if arms else ():
-        values = [a["slots"].get(slot, "none") for a in arms]
-        if len(set(values)) > 1:
-            cells = [{"t": v.replace("(", " (", 1), "diff": v != values[0]} for v in values]
-            rows.append({"slot": slot, "cells": cells})
+    """Slots in which the arms differ, each cell marked where it differs from the first arm."""
+    if not arms:
+        return []
+    matrix = components.matrix({a["name"]: a["resolved"] for a in arms}, arms[0]["name"])
+    rows: list[dict[str, Any]] = [row for row in matrix["rows"] if any(c["differs"] for c in row["cells"])]
     return rows
 
 
