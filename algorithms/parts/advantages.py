@@ -168,6 +168,7 @@ class Gae(Advantage):
     kind: ClassVar[str] = "gae"
     group_relative: ClassVar[bool] = False
     per_token: ClassVar[bool] = True
+    reads_token_reward: ClassVar[bool] = True
     gamma: float = Field(default=1.0, ge=0.0, le=1.0)
     lam: float = Field(default=1.0, ge=0.0, le=1.0)
     whiten: bool = True

@@ -67,6 +67,7 @@ class GaeOpenRlhf(Advantage):
     kind: ClassVar[str] = "gae_openrlhf"
     group_relative: ClassVar[bool] = False
     per_token: ClassVar[bool] = True
+    reads_token_reward: ClassVar[bool] = True
     gamma: float = Field(default=1.0, ge=0.0, le=1.0)
     lam: float = Field(default=1.0, ge=0.0, le=1.0)
     whiten: bool = True
@@ -110,6 +111,7 @@ class GaeTrl(Advantage):
     kind: ClassVar[str] = "gae_trl"
     group_relative: ClassVar[bool] = False
     per_token: ClassVar[bool] = True
+    reads_token_reward: ClassVar[bool] = True
     gamma: float = Field(default=1.0, ge=0.0, le=1.0)
     lam: float = Field(default=0.95, ge=0.0, le=1.0)
     whiten_rewards: bool = False

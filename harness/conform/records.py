@@ -179,6 +179,7 @@ def openrlhf_reward(h: Hyper) -> Algorithm:
     clip = h["reward_clip"]
     coef = max(h["kl_coef"], 0.0)
     return record(
+        advantage="gae_openrlhf",
         rewards=[] if clip is None else [{"kind": "clip", "low": clip[0], "high": clip[1]}],
         penalties=kl(h["kl_type"], coef, place="reward", clamp=False, bound=10.0),
     )

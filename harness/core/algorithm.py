@@ -113,6 +113,25 @@ def _refuse(a: Algorithm) -> None:
             "so every advantage would be 0",
             "siblings of 4 or more, or algorithm ppo, whose critic replaces the siblings",
         )
+    paid = [p.kind for p in a.penalties if p.in_reward and p.weight]
+    if paid and not a.advantage.reads_token_reward:
+        raise UsageError(
+            f"{a.name}: penalties {paid} in the reward with advantage {a.advantage.kind!r}",
+            "this advantage reads one reward per response, so a penalty per token would not be read",
+            "penalties.kl.place=loss, or advantage=gae",
+        )
+    if "components" in a.needs and a.rewards:
+        raise UsageError(
+            f"{a.name}: rewards {[p.kind for p in a.rewards]} with advantage {a.advantage.kind!r}",
+            "this advantage is made of the task's reward components, so the shaped reward would not be read",
+            "rewards=[], or advantage=group",
+        )
+    if any(not e.counted for e in a.exclusions) and not hasattr(a.selection, "k"):
+        raise UsageError(
+            f"{a.name}: exclusions {[e.kind for e in a.exclusions]} with selection {a.selection.kind!r}",
+            "the selection keeps every response, so there is nothing to exclude",
+            "selection=shortest, or without the exclusion",
+        )
     k = getattr(a.selection, "k", None)
     if k is not None and k > a.siblings:
         raise UsageError(

@@ -185,6 +185,7 @@ class Advantage(Part):
     slot: ClassVar[str] = "advantage"
     group_relative: ClassVar[bool] = True  # needs at least two siblings
     per_token: ClassVar[bool] = False  # advantages may differ between the tokens of one row
+    reads_token_reward: ClassVar[bool] = False  # penalties in the reward reach it
 
     @property
     def critic(self) -> CriticPlan | None:

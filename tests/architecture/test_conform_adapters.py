@@ -12,9 +12,10 @@ from tests.architecture.source import Module, modules, snippet
 ADAPTERS = ("harness.conform.records", "harness.conform.losses", "harness.conform.pieces", "harness.conform.suites")
 OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.MatMult)
 CALLS = {
-    "add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "pow", "square", "sqrt", "rsqrt", "exp",
-    "log", "matmul", "einsum", "lerp", "addcmul", "addcdiv", "cumsum", "softmax", "sigmoid", "clamp", "clip", "where",
-    "maximum", "minimum", "neg", "std", "var", "logsumexp", "nan_to_num", "floor_divide", "remainder", "reciprocal",
+    "add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "pow", "square", "sqrt", "rsqrt",
+    "exp", "log", "matmul", "einsum", "lerp", "addcmul", "addcdiv", "cumsum", "softmax", "sigmoid", "clamp", "clip",
+    "where", "maximum", "minimum", "neg", "std", "var", "logsumexp", "nan_to_num", "floor_divide", "remainder",
+    "reciprocal",
 }  # fmt: skip
 
 
