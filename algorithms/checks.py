@@ -22,7 +22,7 @@ def refusals_for(algorithm: Algorithm, info: TaskInfo) -> None:
         raise UsageError(
             f"{algorithm.name} with advantage {algorithm.advantage.kind!r}",
             "it reads the critic's value after the last token, which this backbone does not compute: the preset exists "
-            "to be checked against TRL's numbers (harness conform), and in a run it would silently be another algorithm",
+            "to be checked against TRL's numbers (harness conform), and a run would be another algorithm",
             "ppo, or ppo_openrlhf",
         )
 

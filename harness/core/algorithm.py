@@ -187,8 +187,8 @@ def leaves(algorithm: Algorithm) -> dict[str, Any]:
 def override(algorithm: Algorithm, changes: Mapping[str, Any]) -> Algorithm:
     """A new record with dotted paths changed, e.g. `{"ratio": "sequence", "surrogate.high": 0.28}`.
 
-    `exclusions`, `rewards` and `penalties` are addressed by kind: `penalties.kl.coef`; `{"penalties.kl": None}` removes one,
-    `{"penalties.kl": {...}}` adds or replaces one. Shorter paths apply first. A path that does not exist, or a
+    `exclusions`, `rewards` and `penalties` are addressed by kind: `penalties.kl.coef`; `{"penalties.kl": None}` removes
+    one, `{"penalties.kl": {...}}` adds or replaces one. Shorter paths apply first. A path that does not exist, or a
     change that changes nothing, is an error.
     """
     data = algorithm.model_dump()

@@ -1,4 +1,4 @@
-"""Every hyper-parameter of every algorithm and part changes something that training sees, or is listed with the reason."""
+"""Every hyper-parameter of every algorithm and part changes what training sees, or is listed with the reason."""
 
 from __future__ import annotations
 
@@ -292,11 +292,9 @@ EVERY_PART = [(slot, kind) for slot in SLOTS for kind in part_kinds(slot)]
 def test_no_dead_knob_in_a_part(slot: str, kind: str) -> None:
     base = override(algorithm("grpo"), HOSTS.get(slot, {}))
     changes: dict[str, Any] = {f"{slot}.{kind}": {}} if slot in MANY else {slot: SMALLER.get(kind, kind)}
-    try:
-        record = override(base, changes)
-    except UsageError as error:
-        assert "changes nothing" in str(error)
-        record = base
+    standing = getattr(base, slot)
+    there = kind in [p.kind for p in standing] if slot in MANY else standing.kind == kind
+    record = base if there else override(base, changes)
     found = [path for path in dead(record) if path.startswith(f"{slot}.{kind}." if slot in MANY else f"{slot}.")]
     assert not found
 
