@@ -21,6 +21,12 @@ Weights = dict[str, float] | None
 def weighted(view: AdvantageInput, weights: Weights) -> list[tuple[Float[Tensor, "B"], float]]:
     """The components in use with their weights; without `weights` all of them, each with 1."""
     found = dict(view.components or {})
+    if not found:
+        raise UsageError(
+            "an advantage made of reward components",
+            "this task's grades have no components, so every advantage would be 0",
+            "advantage=group, or a task whose grades name the parts of their reward",
+        )
     if weights is None:
         return [(values, 1.0) for values in found.values()]
     missing = next((name for name in weights if name not in found), None)
@@ -32,13 +38,13 @@ def weighted(view: AdvantageInput, weights: Weights) -> list[tuple[Float[Tensor,
 def usable(parts: list[tuple[Float[Tensor, "B"], float]], view: AdvantageInput) -> Bool[Tensor, "B"]:
     """Kept rows on which at least one function gave a number."""
     known = [~values.isnan() for values, _ in parts]
-    return view.kept & torch.stack(known).any(0) if known else torch.zeros_like(view.kept)
+    return view.kept & torch.stack(known).any(0)
 
 
 def total(parts: list[tuple[Float[Tensor, "B"], float]], like: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
     """Weighted sum over the functions that did not abstain."""
     terms = [values.nan_to_num(nan=0.0) * weight for values, weight in parts]
-    return torch.stack(terms).sum(0).to(like.dtype) if terms else torch.zeros_like(like)
+    return torch.stack(terms).sum(0).to(like.dtype)
 
 
 @part

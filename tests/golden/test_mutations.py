@@ -154,7 +154,7 @@ MUTATIONS: dict[str, tuple[object, str, Callable[..., Any], tuple[str, ...]]] = 
     ),
     "value clip ignored": (losses, "value_loss", unclipped_values, ("ppo_verl_plain", "ppo_trl")),
     "rollout weights ignored": (losses, "policy_loss", unweighted, ("grpo_verl_rollout_is", "gspo_verl_rollout_is")),
-    "CISPO with the ratio's gradient": (surrogates, "_weighted_score", with_score_gradient, ("cispo_trl", "cispo_verl")),
+    "CISPO with the ratio's gradient": (surrogates, "_weighted_score", with_score_gradient, ("cispo_trl",)),
     "step instead of a ramp": (rewards.Overlong, "__call__", one_more, ("overlong_verl",)),
     "strict quartiles": (selection.Adaptive, "choose", strict_quartile, ("gfpo_adaptive_k",)),
     "baseline with the row itself": (advantages.LeaveOneOut, "__call__", plain_loo, ("adv_rloo_verl",)),
