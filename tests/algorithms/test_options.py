@@ -15,7 +15,7 @@ from algorithms import checks
 from algorithms.parts.advantages import LeaveOneOut
 from algorithms.parts.corrections import Importance
 from algorithms.parts.exclusions import Rejected, Truncated
-from algorithms.parts.kl import adapted
+from algorithms.parts.kl import adapted, kl_estimate
 from algorithms.parts.multireward import NormalizeThenSum, SumThenNormalize
 from algorithms.parts.penalties import Kl
 from algorithms.parts.quirks import GaeOpenRlhf
@@ -274,3 +274,17 @@ def test_the_trl_variant_of_gfpo_has_the_larger_gradient() -> None:
     _, all_rows, _ = loss_and_gradient(paper, batch, adv)
     _, retained, _ = loss_and_gradient(paper, replace(batch, mask=mask), adv)
     torch.testing.assert_close(retained, all_rows * (batch.mask.sum() / mask.sum()))
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3", "k1+", "k3+"])
+def test_whose_divergence_a_kl_in_the_loss_descends(estimator: Any) -> None:
+    """On-policy, in expectation over the vocabulary: k2 that of KL(pi || ref), k3 that of KL(ref || pi)."""
+    logits = torch.tensor([0.3, -1.0, 0.8, 0.1], dtype=torch.float64, requires_grad=True)
+    logp = logits.log_softmax(0)
+    ref = torch.tensor([0.5, 0.2, -0.4, 0.0], dtype=torch.float64).log_softmax(0)
+    value = kl_estimate(estimator, logp[None], ref[None], logp[None].detach())[0]
+    (found,) = torch.autograd.grad((logp.detach().exp() * value).sum(), logits, retain_graph=True)
+    reverse = (logp.exp() * (logp - ref)).sum()
+    forward = (ref.exp() * (ref - logp)).sum()
+    (want,) = torch.autograd.grad(forward if estimator == "k3" else reverse, logits)
+    torch.testing.assert_close(found, want)
