@@ -84,9 +84,7 @@ def test_compare_refuses(
     assert sorted(files.rglob("*")) == before
 
 
-def test_report_of_no_study(
-    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_of_no_study(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "report", str(files)) == 2
     assert "no study.yaml" in capsys.readouterr().err
 
