@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from algorithms.parts.admission import MeanBetween
+from algorithms.parts.ratios import Sequence, SequenceValue
 from harness.core.algorithm import Algorithm
 from harness.core.errors import UsageError
 from harness.core.ports import TaskInfo
@@ -16,20 +18,46 @@ def refusals_for(algorithm: Algorithm, info: TaskInfo) -> None:
             "advantage=group, or a task that declares credit",
         )
 
+    if "values_past_end" in algorithm.needs:
+        raise UsageError(
+            f"{algorithm.name} with advantage {algorithm.advantage.kind!r}",
+            "it reads the critic's value after the last token, which this backbone does not compute: the preset exists "
+            "to be checked against TRL's numbers (harness conform), and a run would be another algorithm",
+            "ppo, or ppo_openrlhf",
+        )
+
+
+# Ranges in units of SD(log s) at which a sequence clip removes next to no rows, or next to all of them.
+PLAUSIBLE = (0.1, 10.0)
+
+
+def range_warning(algorithm: Algorithm, sd_log_s: float) -> str | None:
+    """What a measured SD(log s) says about a clip range per sequence; None where it is plausible or does not apply.
+
+    Never a verdict on the algorithm: a published range presumes the length of the paper's responses.
+    """
+    high = getattr(algorithm.surrogate, "high", None)
+    if not isinstance(algorithm.ratio, Sequence | SequenceValue) or high is None or not sd_log_s > 0:
+        return None
+    share = high / sd_log_s
+    if PLAUSIBLE[0] <= share <= PLAUSIBLE[1]:
+        return None
+    effect = "almost every response is clipped" if share < PLAUSIBLE[0] else "nothing is ever clipped"
+    return (
+        f"surrogate.high={high:g} is {share:.2g} times the measured SD(log s) of {sd_log_s:.2g}: {effect}. The range "
+        "belongs to the length of the responses; use arm gspo_calibrated, or surrogate.kappa_low and kappa_high."
+    )
+
 
 def warnings_for(algorithm: Algorithm, info: TaskInfo) -> list[str]:
     """Known traps of this combination, one sentence of what happens and one of advice each."""
-    found: list[str] = []
-    low, _ = info.reward_range
-    if algorithm.selection.kind == "token_efficiency" and not info.graded:
+    low, high = info.reward_range
+    found = _selection_warnings(algorithm, info)
+    admission = algorithm.admission
+    if isinstance(admission, MeanBetween) and (admission.low, admission.high) != (low, high):
         found.append(
-            f"selection token_efficiency on {info.name}, whose reward takes two values: a group with k or more correct "
-            "responses keeps only correct ones and has no gradient. Use a graded reward, or selection=shortest."
-        )
-    if algorithm.selection.kind == "token_efficiency" and low < 0:
-        found.append(
-            f"selection token_efficiency on {info.name}, whose reward can be negative: among wrong responses the "
-            "longer ones rank higher. Use a reward that starts at 0."
+            f"dynamic sampling admits mean rewards between {admission.low:g} and {admission.high:g}, but rewards of "
+            f"{info.name} lie between {low:g} and {high:g}. Set admission.low={low:g} and admission.high={high:g}."
         )
     updates = algorithm.updates
     if algorithm.surrogate.clips and updates.mini_batches * updates.epochs == 1:
@@ -45,5 +73,24 @@ def warnings_for(algorithm: Algorithm, info: TaskInfo) -> list[str]:
         found.append(
             "dynamic sampling on the reward: groups that are all correct but differ in reward are admitted. "
             "Use admission.metric=correct."
+        )
+    return found
+
+
+def _selection_warnings(algorithm: Algorithm, info: TaskInfo) -> list[str]:
+    found: list[str] = []
+    if algorithm.selection.kind == "token_efficiency" and not info.graded:
+        found.append(
+            f"selection token_efficiency on {info.name}, whose reward takes two values: a group with k or more correct "
+            "responses keeps only correct ones and has no gradient. Use a graded reward, or selection=shortest."
+        )
+    if algorithm.selection.kind == "token_efficiency" and info.reward_range[0] < 0:
+        found.append(
+            f"selection token_efficiency on {info.name}, whose reward can be negative: among wrong responses the "
+            "longer ones rank higher. Use a reward that starts at 0."
+        )
+    if algorithm.advantage.group_relative and getattr(algorithm.selection, "k", 2) < 2:
+        found.append(
+            "the selection keeps one response per group, so every advantage is 0. Use selection.k of 2 or more."
         )
     return found

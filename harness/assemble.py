@@ -144,6 +144,12 @@ def networks(spec: RunSpec, algorithm: Algorithm, model: LoadedModel) -> Network
     from harness.models.load import load
     from harness.models.response_logits import token_logps
 
+    if "values_past_end" in algorithm.needs:
+        raise UsageError(
+            f"{algorithm.name} with advantage {algorithm.advantage.kind!r}",
+            "it reads the critic's value after the last token, which this backbone does not compute",
+            "ppo, or ppo_openrlhf",
+        )
     reference = None
     if "reference" in algorithm.needs:
         reference = load(spec.model, seed=spec.seed, device=spec.backend.device, dtype=spec.backend.dtype).policy

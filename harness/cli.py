@@ -143,6 +143,51 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def microscope(
+    run: Annotated[Path | None, typer.Argument(help="A run folder: RESULTS/STUDY/runs/RUN.")] = None,
+    fixture: Annotated[bool, typer.Option("--fixture", help="The bundled batch of the embedded model.")] = False,
+    step: Annotated[int | None, typer.Option(help="Which recorded rollout batch; by default the first.")] = None,
+    algorithms: Annotated[str | None, typer.Option("--algorithms", "-a", help="Comma-separated; see `list`.")] = None,
+    roster: Annotated[str, typer.Option(help="matched or published.")] = "matched",
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="GFPO:selection.k=4, surrogate.high=.28; repeatable.")
+    ] = None,
+    checkpoint: Annotated[
+        bool,
+        typer.Option(
+            "--checkpoint",
+            help="Look from the run's newest checkpoint, not from one GRPO pass after its first weights.",
+        ),
+    ] = False,
+    groups: Annotated[int, typer.Option(help="Prompts shown token by token.")] = 3,
+    rows: Annotated[int, typer.Option(help="Responses shown of each.")] = 4,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write; RUN/microscope, or ./microscope with --fixture.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Why algorithms differ: one recorded rollout batch under each, token by token.
+
+    At the weights that sampled, every ratio is 1 and nothing is clipped. So the losses are taken a few optimizer
+    steps on: after one update pass of GRPO over the batch, or at the run's newest checkpoint.
+    Writes microscope.json, .html and .safetensors.
+
+    Examples:
+
+    `harness microscope --fixture`
+
+    `harness microscope results/quick-tiny-chain-1a2b3c/runs/grpo-s0-4d5e6f7a -a grpo,gspo -s GSPO:surrogate.high=0.03`
+    """
+    from harness.commands.microscope import MicroscopeOptions, run_microscope
+
+    options = MicroscopeOptions(
+        run=run, fixture=fixture, step=step, algorithms=algorithms, roster=roster, sets=tuple(sets or ()),
+        checkpoint=checkpoint, groups=groups, rows=rows, out=out, as_json=as_json,
+    )  # fmt: skip
+    raise typer.Exit(run_microscope(options))
+
+
+@app.command()
 def bench(as_json: AsJson = False) -> None:
     """Where time and memory of a step of the embedded model go, per algorithm, on this machine.
 
@@ -151,6 +196,30 @@ def bench(as_json: AsJson = False) -> None:
     from harness.commands.bench import run_bench
 
     raise typer.Exit(run_bench(as_json))
+
+
+@app.command()
+def conform(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Golden cases (.npz); those of the checkout by default.")
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="module:function, a loss f(inputs, hyper) -> scalar to check instead of ours.")
+    ] = None,
+    suite: Annotated[list[str] | None, typer.Option(help="Only this suite, repeatable.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check our losses, or yours, against numbers computed by verl, TRL and OpenRLHF.
+
+    Examples:
+
+    `harness conform`
+
+    `harness conform --loss my_package.losses:grpo --suite grpo_trl`
+    """
+    from harness.commands.conform import run_conform
+
+    raise typer.Exit(run_conform(folder, loss, tuple(suite or ()), as_json))
 
 
 def guarded(run: Callable[[], object]) -> int:

@@ -128,12 +128,16 @@ def rollout_file(folder: Path, outcome: StepOutcome) -> None:
         "reward": batch.reward,
         "shaped_reward": ready.shaped,
         "correct": batch.correct,
+        "truncated": batch.truncated,
         "group": batch.group.to(torch.int32),
         "kept": ready.kept,
         **{f"component.{name}": values for name, values in batch.components.items()},
     }
     optional = {"old_logp": outcome.old_logp, "ref_logp": ready.ref_logp, "values": ready.values}
     tensors |= {name: value for name, value in optional.items() if value is not None}
+    if batch.credit is not None:
+        credit = batch.credit
+        tensors |= {"credit.row": credit.row, "credit.end": credit.end, "credit.reward": credit.reward}
     target = folder / "rollouts" / f"{outcome.progress.step:08d}.safetensors"
     try:
         target.parent.mkdir(exist_ok=True)

@@ -4,11 +4,28 @@ from algorithms.parts import (
     admission,
     advantages,
     aggregates,
+    corrections,
+    exclusions,
+    multireward,
     penalties,
+    quirks,
     ratios,
     rewards,
     selection,
     surrogates,
 )
 
-__all__ = ["admission", "advantages", "aggregates", "penalties", "ratios", "rewards", "selection", "surrogates"]
+__all__ = [
+    "admission",
+    "advantages",
+    "aggregates",
+    "corrections",
+    "exclusions",
+    "multireward",
+    "penalties",
+    "quirks",
+    "ratios",
+    "rewards",
+    "selection",
+    "surrogates",
+]

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, final
 import torch
 from pydantic import Field
 
+from harness.core.masked import group_sum
 from harness.core.parts import Admission, GroupView
 from harness.core.registry import part
 from harness.core.shapes import Bool, Tensor
@@ -50,3 +51,32 @@ class Mixed(Admission):
         high = blank.scatter_reduce(0, view.group, x, "amax", include_self=False)
         single = torch.bincount(view.group, minlength=view.num_groups) == 1
         return (high > low) | (single & self.keep_singletons)
+
+
+@part
+@final
+class MeanBetween(Admission):
+    """A group enters iff low < mean reward of its siblings < high, strictly; each refused prompt is replaced by one.
+
+    With rewards in [-1, 1] the default range would refuse every group that is mostly wrong. OpenRLHF has no bound on
+    the replacements; ours trains on what was admitted after `max_rounds`. Source: OpenRLHF's dynamic filtering (0, 1).
+    """
+
+    kind: ClassVar[str] = "mean_between"
+    low: float = 0.0
+    high: float = 1.0
+    max_rounds: int = Field(default=10, ge=0)  # generation batches per step; 0 = no limit
+    on_exhausted: Literal["train", "raise"] = "train"
+
+    @property
+    def refill(self) -> tuple[int, Literal["train", "raise"]]:
+        return self.max_rounds, self.on_exhausted
+
+    @property
+    def replaces(self) -> bool:
+        return True
+
+    def __call__(self, view: GroupView) -> Bool[Tensor, "N"]:
+        sizes = torch.bincount(view.group, minlength=view.num_groups).clamp(min=1)
+        mean = group_sum(view.reward, view.group, view.num_groups) / sizes
+        return (self.low < mean) & (mean < self.high)

@@ -14,7 +14,7 @@ from harness.core.registry import part
 from harness.core.shapes import Bool, Float, Tensor
 
 
-def _spread(row: Float[Tensor, "B"], view: AdvantageInput) -> Float[Tensor, "B T"]:
+def spread(row: Float[Tensor, "B"], view: AdvantageInput) -> Float[Tensor, "B T"]:
     return masked(row[:, None].expand(view.mask.shape), view.mask)
 
 
@@ -52,7 +52,26 @@ class Group(Advantage):
 
     def __call__(self, view: AdvantageInput) -> Advantages:
         row = group_advantage(view, self.std, self.eps, self.scope, self.singleton)
-        return Advantages(advantages=_spread(row, view))
+        return Advantages(advantages=spread(row, view))
+
+
+@part
+@final
+class LeaveOneOut(Advantage):
+    """A_i = R_i - mean of the rewards of the group's other kept rows; no scaling.
+
+    A lone row gets 0, with `singleton="raw"` its reward (verl). Source: RLOO (2402.14740).
+    """
+
+    kind: ClassVar[str] = "rloo"
+    singleton: Literal["zero", "raw"] = "zero"
+
+    def __call__(self, view: AdvantageInput) -> Advantages:
+        size = torch.bincount(view.group[view.kept], minlength=view.num_groups)[view.group]
+        row = centred(view.reward, view.kept, view.group, view.num_groups) * size / (size - 1).clamp(min=1)
+        if self.singleton == "raw":
+            row = torch.where((size == 1) & view.kept, view.reward, row)
+        return Advantages(advantages=spread(row, view))
 
 
 def mean_of_later_steps(z: Float[Tensor, "S"], view: AdvantageInput) -> Float[Tensor, "B T"]:
@@ -88,7 +107,7 @@ class Process(Advantage):
         return frozenset({"credit"})
 
     def __call__(self, view: AdvantageInput) -> Advantages:
-        outcome = _spread(group_advantage(view, self.std, self.eps, self.scope, self.singleton), view)
+        outcome = spread(group_advantage(view, self.std, self.eps, self.scope, self.singleton), view)
         if view.credit is None or not len(view.credit.row):
             return Advantages(advantages=outcome)
         row, reward = view.credit.row, view.credit.reward.to(outcome.dtype)
@@ -119,14 +138,20 @@ def gae(
     return masked(torch.stack(columns[::-1], 1), mask)
 
 
-def whitened(x: Float[Tensor, "B T"], use: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+def paid(view: AdvantageInput) -> Float[Tensor, "B T"]:
+    """Rewards per token: the row's reward at its last token, on top of `token_reward` (KL in reward)."""
+    reward = torch.where(last_token(view.mask), view.reward[:, None], 0.0)
+    return reward if view.token_reward is None else reward + masked(view.token_reward, view.mask)
+
+
+def whitened(x: Float[Tensor, "B T"], use: Bool[Tensor, "B T"], eps: float = 1e-8) -> Float[Tensor, "B T"]:
     """(x - mean) / sqrt(var + 1e-8) over the tokens in use, unbiased var; 0 elsewhere.
 
-    The constants are verl's, its mean's denominator N + 1e-8 included. One token alone gives 0.
+    The constants are verl's, its means' denominator N + eps included. One token alone gives 0.
     """
     count = use.sum().to(x.dtype)
-    mean = masked(x, use).sum() / (count + 1e-8)
-    var = masked((x - mean).square(), use).sum() / (count + 1e-8) * count / (count - 1).clamp(min=1)
+    mean = masked(x, use).sum() / (count + eps)
+    var = masked((x - mean).square(), use).sum() / (count + eps) * count / (count - 1).clamp(min=1)
     return masked((x - mean) * torch.rsqrt(var + 1e-8), use)
 
 
@@ -143,6 +168,7 @@ class Gae(Advantage):
     kind: ClassVar[str] = "gae"
     group_relative: ClassVar[bool] = False
     per_token: ClassVar[bool] = True
+    reads_token_reward: ClassVar[bool] = True
     gamma: float = Field(default=1.0, ge=0.0, le=1.0)
     lam: float = Field(default=1.0, ge=0.0, le=1.0)
     whiten: bool = True
@@ -160,10 +186,7 @@ class Gae(Advantage):
     def __call__(self, view: AdvantageInput) -> Advantages:
         assert view.values is not None, "gae declares that it needs a critic"
         values = masked(view.values, view.mask)
-        reward = torch.where(last_token(view.mask), view.reward[:, None].to(values.dtype), 0.0)
-        if view.token_reward is not None:
-            reward = reward + masked(view.token_reward, view.mask)
-        raw = gae(reward, values, view.mask, self.gamma, self.lam)
+        raw = gae(paid(view).to(values.dtype), values, view.mask, self.gamma, self.lam)
         use = view.mask & view.kept[:, None]
         advantages = whitened(raw, use) if self.whiten else masked(raw, use)
         return Advantages(advantages=advantages, returns=raw + values)
@@ -179,4 +202,4 @@ class Correct(Advantage):
 
     def __call__(self, view: AdvantageInput) -> Advantages:
         assert view.correct is not None, "the batch carries the task's verdict"
-        return Advantages(advantages=_spread((view.correct & view.kept).to(view.reward.dtype), view))
+        return Advantages(advantages=spread((view.correct & view.kept).to(view.reward.dtype), view))

@@ -23,16 +23,23 @@ class TokenMean(Aggregate):
     """sum of m L / N: every token of the optimizer step weighs the same.
 
     `scope="group"` is DAPO Eq. 8 read literally: the token mean of each group, then the mean over groups.
-    Source: DAPO; verl and TRL normalise over the step.
+    `scope="micro"` is the token mean of each micro-batch, then the mean over micro-batches, so that memory settings
+    change the loss (TRL `bnpo`; verl's older workers). Source: DAPO; verl and TRL `dapo` normalise over the step.
     """
 
     kind: ClassVar[str] = "token-mean"
-    scope: Literal["batch", "group"] = "batch"
+    scope: Literal["batch", "group", "micro"] = "batch"
+
+    @property
+    def per_micro_batch(self) -> bool:
+        return self.scope == "micro"
 
     def __call__(self, loss: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], totals: BatchTotals) -> Float[Tensor, ""]:
         rows = masked_sum(loss, mask)
         if self.scope == "batch":
             return rows.sum() / max(totals.tokens, 1.0)
+        if self.scope == "micro":
+            return rows.sum() / mask.sum().clamp(min=1) / totals.micro_batches
         assert totals.group_tokens is not None, "scope=group needs batch_totals(mask, group)"
         return (rows / totals.group_tokens.clamp(min=1)).sum() / max(totals.groups, 1.0)
 

@@ -28,13 +28,25 @@ def kl_estimate(
     ref_logp: Float[Tensor, "B T"],
     old_logp: Float[Tensor, "B T"],
     clamp: bool = True,
+    bound: float | None = None,
 ) -> Float[Tensor, "B T"]:
-    """Value and gradient of one estimator.
+    """Value and gradient of one estimator, limited to +-`bound` with no gradient outside.
 
     k1 = d (expected gradient 0), abs = |d|, k2 = d^2 / 2 (gradient d: reverse KL on-policy), k3 = exp(-d) + d - 1,
     k1+ and k3+ = value of k1, k3 with the gradient of k2, k3-corrected = r k3 with r = pi / pi_old (gradient r d).
     Source: Schulman, "Approximating KL divergence"; DeepSeekMath Eq. 4 (k3); TRL `use_bias_correction_kl`.
     """
+    value = _estimate(estimator, logp, ref_logp, old_logp, clamp)
+    return value if bound is None else value.clamp(-bound, bound)
+
+
+def _estimate(
+    estimator: Estimator,
+    logp: Float[Tensor, "B T"],
+    ref_logp: Float[Tensor, "B T"],
+    old_logp: Float[Tensor, "B T"],
+    clamp: bool,
+) -> Float[Tensor, "B T"]:
     d = logp - ref_logp.detach()
     match estimator:
         case "k1":
@@ -51,3 +63,12 @@ def kl_estimate(
             return straight_through(k3(d, clamp), 0.5 * d.square())
         case "k3-corrected":
             return (logp - old_logp.detach()).exp() * k3(d, clamp)
+
+
+def adapted(coef: float, kl: float, target: float, horizon: float, num_responses: int) -> float:
+    """coef (1 + clip(kl / target - 1, -0.2, 0.2) n / horizon), the proportional controller of a KL coefficient.
+
+    `kl` is the mean over the batch's responses, n their number. Source: 1909.08593; verl `AdaptiveKLController`.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return coef * (1 + error * num_responses / horizon)

@@ -68,3 +68,24 @@ class Random(Reward):
         low, high = view.reward_range
         coin = torch.where(view.uniform < 0.5, high, low)
         return coin.to(view.reward.dtype)
+
+
+@part
+@final
+class Clipped(Reward):
+    """R_i limited to [low, high]. Source: OpenRLHF `reward_clip_range` (-10, 10)."""
+
+    kind: ClassVar[str] = "clip"
+    low: float = -10.0
+    high: float = 10.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise UsageError(
+                f"reward clip from {self.low} to {self.high}", "no reward fits", "rewards.clip.low <= rewards.clip.high"
+            )
+        return self
+
+    def __call__(self, view: RowView) -> Float[Tensor, "B"]:
+        return view.reward.clamp(self.low, self.high)

@@ -89,7 +89,8 @@ class Adaptive(Selection):
 
     mu_g = mean reward of the group, appended to the history before the query (groups in index order);
     k = k_very_hard if mu_g < q25, k_hard if < q50, k_medium if < q75, else k_easy; k_very_hard until more than
-    `warmup_prompts` prompts were seen. Quantiles are exact (linear interpolation) where the paper uses a t-digest.
+    `warmup_prompts` prompts were seen. Quantiles are exact (linear interpolation) where the paper uses a t-digest, and
+    run over the last `window` prompts where one is set.
     Source: GFPO Algorithm 2 (8, 8, 6, 4 of 16).
     """
 
@@ -99,18 +100,24 @@ class Adaptive(Selection):
     k_medium: int = Field(default=6, ge=1)
     k_easy: int = Field(default=4, ge=1)
     warmup_prompts: int = Field(default=64, ge=0)  # two rollout batches of 32 prompts; the paper: "a few steps"
+    window: int | None = Field(default=None, ge=1)  # prompts; None = all, as in the paper
 
     @property
     def k(self) -> int:
         """The most rows that may be kept."""
         return max(self.k_very_hard, self.k_hard, self.k_medium, self.k_easy)
 
+    def quartiles(self, seen: Float[Tensor, "H"]) -> Float[Tensor, "3"]:
+        """q25, q50 and q75 of the history."""
+        recent = seen if self.window is None else seen[-self.window :]
+        return torch.quantile(recent, recent.new_tensor([0.25, 0.5, 0.75]))
+
     def choose(self, seen: Float[Tensor, "H"]) -> int:
         """k for the last entry of the history of group mean rewards."""
         if len(seen) <= self.warmup_prompts:
             return self.k_very_hard
-        quartiles = torch.quantile(seen, seen.new_tensor([0.25, 0.5, 0.75]))
-        return (self.k_very_hard, self.k_hard, self.k_medium, self.k_easy)[int((seen[-1] >= quartiles).sum())]
+        above = int((seen[-1] >= self.quartiles(seen)).sum())
+        return (self.k_very_hard, self.k_hard, self.k_medium, self.k_easy)[above]
 
     def __call__(self, view: RowView, history: tuple[float, ...]) -> Selected:
         sizes = torch.bincount(view.group, minlength=view.num_groups).clamp(min=1)

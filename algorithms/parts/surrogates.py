@@ -78,3 +78,76 @@ class Likelihood(Surrogate):
     ) -> SurrogateOutput:
         none = torch.zeros_like(logp, dtype=torch.bool)
         return SurrogateOutput(loss=-advantages * logp, low=none, high=none, dual=none, outside=none)
+
+
+@part
+@final
+class TwoSided(Surrogate):
+    """L = max(-A min(r, delta), -A clip(r, 1 - low, 1 + high)): the unclipped branch is bounded too.
+
+    For delta > 1 + high it is the dual clip with c = delta; below that, it also bounds positive advantages.
+    Source: INTELLECT-2; TRL `delta`.
+    """
+
+    kind: ClassVar[str] = "two_sided"
+    low: float = Field(default=0.2, ge=0.0)
+    high: float = Field(default=0.2, ge=0.0)
+    delta: float = Field(default=4.0, gt=0.0)
+
+    def __call__(
+        self, ratio: Float[Tensor, "B T"], advantages: Float[Tensor, "B T"], logp: Float[Tensor, "B T"]
+    ) -> SurrogateOutput:
+        capped = ratio.clamp(max=self.delta)
+        below, above = capped < 1 - self.low, capped > 1 + self.high
+        low, high = below & (advantages < 0), above & (advantages > 0)
+        free, bounded = -advantages * capped, -advantages * ratio.clamp(1 - self.low, 1 + self.high)
+        dual = (ratio > self.delta) & (advantages != 0) & ~(bounded > free)
+        return SurrogateOutput(
+            loss=torch.where(bounded > free, bounded, free), low=low, high=high, dual=dual, outside=below | above
+        )
+
+
+def _weighted_score(
+    ratio: Float[Tensor, "B T"],
+    advantages: Float[Tensor, "B T"],
+    logp: Float[Tensor, "B T"],
+    floor: float | None,
+    ceiling: float,
+) -> SurrogateOutput:
+    """L = -sg[clip(r, floor, ceiling)] A log pi; a bound counts as active whatever the sign of A."""
+    high = ratio > ceiling
+    low = torch.zeros_like(high) if floor is None else ratio < floor
+    loss = -ratio.clamp(floor, ceiling).detach() * advantages * logp
+    return SurrogateOutput(loss=loss, low=low, high=high, dual=torch.zeros_like(high), outside=low | high)
+
+
+@part
+@final
+class Cispo(Surrogate):
+    """L = -sg[clip(r, 1 - low, 1 + high)] A log pi: the weight is clipped, the gradient of no token is dropped.
+
+    Source: MiniMax-M1 (2506.13585) with verl's bounds on both sides.
+    """
+
+    kind: ClassVar[str] = "cispo"
+    low: float = Field(default=0.2, ge=0.0)
+    high: float = Field(default=0.2, ge=0.0)
+
+    def __call__(
+        self, ratio: Float[Tensor, "B T"], advantages: Float[Tensor, "B T"], logp: Float[Tensor, "B T"]
+    ) -> SurrogateOutput:
+        return _weighted_score(ratio, advantages, logp, 1 - self.low, 1 + self.high)
+
+
+@part
+@final
+class CispoCapped(Surrogate):
+    """L = -sg[min(r, cap)] A log pi: only large weights are limited. Source: MiniMax-M1; TRL (`epsilon_high` = 5)."""
+
+    kind: ClassVar[str] = "cispo_capped"
+    cap: float = Field(default=5.0, gt=0.0)
+
+    def __call__(
+        self, ratio: Float[Tensor, "B T"], advantages: Float[Tensor, "B T"], logp: Float[Tensor, "B T"]
+    ) -> SurrogateOutput:
+        return _weighted_score(ratio, advantages, logp, None, self.cap)

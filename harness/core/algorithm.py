@@ -6,13 +6,15 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from harness.core.errors import UsageError, near
 from harness.core.parts import (
     Admission,
     Advantage,
     Aggregate,
+    Correction,
+    Exclusion,
     Need,
     Part,
     Penalty,
@@ -27,14 +29,16 @@ from harness.core.registry import part_kinds
 SLOTS: dict[str, type[Part]] = {
     "admission": Admission,
     "selection": Selection,
+    "exclusions": Exclusion,
     "rewards": Reward,
     "advantage": Advantage,
     "ratio": Ratio,
+    "correction": Correction,
     "surrogate": Surrogate,
     "aggregate": Aggregate,
     "penalties": Penalty,
 }
-MANY = ("rewards", "penalties")  # slots that hold any number of parts, addressed by kind
+MANY = ("exclusions", "rewards", "penalties")  # slots that hold any number of parts, addressed by kind
 
 
 class Algorithm(BaseModel):
@@ -53,6 +57,8 @@ class Algorithm(BaseModel):
     aggregate: SerializeAsAny[Aggregate]
     penalties: tuple[SerializeAsAny[Penalty], ...]
     updates: Updates
+    exclusions: tuple[SerializeAsAny[Exclusion], ...] = ()
+    correction: SerializeAsAny[Correction] = Field(default_factory=lambda: _uncorrected())
     prompts_factor: int = 1  # prompts per rollout batch, relative to the recipe (PPO without siblings: G)
 
     @field_validator(*(s for s in SLOTS if s not in MANY), mode="before")
@@ -90,6 +96,12 @@ class Algorithm(BaseModel):
         return tuple(found)
 
 
+def _uncorrected() -> Correction:
+    part = build_part("correction", "none")
+    assert isinstance(part, Correction)
+    return part
+
+
 def _refuse(a: Algorithm) -> None:
     """Combinations that cannot mean anything."""
     if a.siblings < 1:
@@ -100,6 +112,25 @@ def _refuse(a: Algorithm) -> None:
             f"advantage {a.advantage.kind!r} compares a response with its siblings, and a group of one has none, "
             "so every advantage would be 0",
             "siblings of 4 or more, or algorithm ppo, whose critic replaces the siblings",
+        )
+    paid = [p.kind for p in a.penalties if p.in_reward and p.weight]
+    if paid and not a.advantage.reads_token_reward:
+        raise UsageError(
+            f"{a.name}: penalties {paid} in the reward with advantage {a.advantage.kind!r}",
+            "this advantage reads one reward per response, so a penalty per token would not be read",
+            "penalties.kl.place=loss, or advantage=gae",
+        )
+    if "components" in a.needs and a.rewards:
+        raise UsageError(
+            f"{a.name}: rewards {[p.kind for p in a.rewards]} with advantage {a.advantage.kind!r}",
+            "this advantage is made of the task's reward components, so the shaped reward would not be read",
+            "rewards=[], or advantage=group",
+        )
+    if any(not e.counted for e in a.exclusions) and not hasattr(a.selection, "k"):
+        raise UsageError(
+            f"{a.name}: exclusions {[e.kind for e in a.exclusions]} with selection {a.selection.kind!r}",
+            "the selection keeps every response, so there is nothing to exclude",
+            "selection=shortest, or without the exclusion",
         )
     k = getattr(a.selection, "k", None)
     if k is not None and k > a.siblings:
@@ -156,8 +187,8 @@ def leaves(algorithm: Algorithm) -> dict[str, Any]:
 def override(algorithm: Algorithm, changes: Mapping[str, Any]) -> Algorithm:
     """A new record with dotted paths changed, e.g. `{"ratio": "sequence", "surrogate.high": 0.28}`.
 
-    `rewards` and `penalties` are addressed by kind: `penalties.kl.coef`; `{"penalties.kl": None}` removes one,
-    `{"penalties.kl": {...}}` adds or replaces one. Shorter paths apply first. A path that does not exist, or a
+    `exclusions`, `rewards` and `penalties` are addressed by kind: `penalties.kl.coef`; `{"penalties.kl": None}` removes
+    one, `{"penalties.kl": {...}}` adds or replaces one. Shorter paths apply first. A path that does not exist, or a
     change that changes nothing, is an error.
     """
     data = algorithm.model_dump()

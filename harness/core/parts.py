@@ -7,6 +7,7 @@ a pure function over tensors. `kind` names it inside its slot; `harness list par
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, model_serializer
 from harness.core.shapes import Bool, Float, Int, Tensor
 from harness.core.types import BatchTotals, StepCredit
 
-Need = Literal["critic", "reference", "graded_reward", "credit", "entropy"]
+Need = Literal["critic", "reference", "graded_reward", "credit", "entropy", "components", "values_past_end"]
 
 
 class Part(BaseModel, ABC):
@@ -69,6 +70,14 @@ class Selected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExclusionView:
+    """What an exclusion may look at, one entry per row."""
+
+    kept: Bool[Tensor, "B"]  # by the selection slot
+    truncated: Bool[Tensor, "B"]  # cut at the generation limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdvantageInput:
     """What an advantage estimator may look at."""
 
@@ -81,6 +90,7 @@ class AdvantageInput:
     token_reward: Float[Tensor, "B T"] | None = None  # KL in reward and the like, added per token
     values: Float[Tensor, "B T"] | None = None  # critic's values under the behaviour-time critic
     credit: StepCredit | None = None  # process rewards
+    components: Mapping[str, Float[Tensor, "B"]] | None = None  # named parts of the task's reward; NaN = abstains
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +133,11 @@ class Admission(Part):
         """Generation batches allowed per step (0 = no limit), and what happens when they are used up."""
         return 1, "train"
 
+    @property
+    def replaces(self) -> bool:
+        """True where a refill generates one new prompt per refused group instead of a whole batch."""
+        return False
+
     @abstractmethod
     def __call__(self, view: GroupView) -> Bool[Tensor, "N"]: ...
 
@@ -134,6 +149,17 @@ class Selection(Part):
 
     @abstractmethod
     def __call__(self, view: RowView, history: tuple[float, ...]) -> Selected: ...
+
+
+class Exclusion(Part):
+    """Rows that leave the loss altogether: their mask becomes 0, their reward stays in the group's statistics."""
+
+    slot: ClassVar[str] = "exclusions"
+    counted: ClassVar[bool] = True  # the row still counts as one (empty) response in B
+
+    @abstractmethod
+    def __call__(self, view: ExclusionView) -> Bool[Tensor, "B"]:
+        """True for the rows that leave."""
 
 
 class Reward(Part):
@@ -159,6 +185,7 @@ class Advantage(Part):
     slot: ClassVar[str] = "advantage"
     group_relative: ClassVar[bool] = True  # needs at least two siblings
     per_token: ClassVar[bool] = False  # advantages may differ between the tokens of one row
+    reads_token_reward: ClassVar[bool] = False  # penalties in the reward reach it
 
     @property
     def critic(self) -> CriticPlan | None:
@@ -177,6 +204,22 @@ class Ratio(Part):
     @abstractmethod
     def __call__(
         self, logp: Float[Tensor, "B T"], old_logp: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B T"]: ...
+
+
+class Correction(Part):
+    """Detached weight of each token's loss for the gap between the behaviour policy and the old policy."""
+
+    slot: ClassVar[str] = "correction"
+
+    @property
+    def active(self) -> bool:
+        """False where every weight is 1, so that nothing is computed."""
+        return True
+
+    @abstractmethod
+    def __call__(
+        self, old_logp: Float[Tensor, "B T"], behaviour_logp: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]
     ) -> Float[Tensor, "B T"]: ...
 
 
@@ -210,6 +253,11 @@ class Aggregate(Part):
 
     slot: ClassVar[str] = "aggregate"
 
+    @property
+    def per_micro_batch(self) -> bool:
+        """True where the denominator is the micro-batch's own, so that every row has to be in one."""
+        return False
+
     @abstractmethod
     def __call__(
         self, loss: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], totals: BatchTotals
@@ -233,6 +281,19 @@ class Penalty(Part):
     def in_reward(self) -> bool:
         """True where the term is taken from the per-token reward instead of added to the loss."""
         return False
+
+    @property
+    def adaptive(self) -> bool:
+        """True where the weight follows the measured value from batch to batch."""
+        return False
+
+    def next_weight(self, value: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> float | None:
+        """The weight of the next rollout batch, given this one's values; None where the weight is fixed."""
+        return None
+
+    def with_weight(self, weight: float) -> Penalty:
+        """The same part with the weight of an adaptive controller."""
+        return self
 
     @abstractmethod
     def __call__(self, view: PenaltyInput) -> Float[Tensor, "B T"]: ...

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from harness.core.metrics import METRICS, PATTERNS, ROW_COLUMNS, Metric, flat_keys
+from harness.core.microscope import Microscope
 from harness.core.results import (
     SCHEMA_VERSION,
     EvalRecord,
@@ -32,6 +33,7 @@ _MODELS: dict[str, tuple[type[BaseModel], str]] = {
     "evals": (EvalRecord, "one line of evals.jsonl"),
     "events": (EventRecord, "one line of events.jsonl"),
     "samples": (SampleRecord, "one line of samples.jsonl"),
+    "microscope": (Microscope, "microscope.json"),
 }
 
 

@@ -150,6 +150,7 @@ class BatchTotals:
     width: float  # L, the constant of `seq-mean-token-sum-norm`
     group_tokens: Float[Tensor, "B"] | None = None  # tokens of each row's group, for scope=group
     groups: float = 1.0  # groups that contribute, for scope=group
+    micro_batches: float = 1.0  # into which the mini-batch is split, for scope=micro
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

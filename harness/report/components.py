@@ -20,7 +20,7 @@ SLOTS = (
     "penalties",
     "updates",
 )
-EXTRA = ("prompts_factor",)
+EXTRA = {"prompts_factor": 1, "exclusions": [], "correction": {"kind": "none"}}  # shown where an arm has another value
 OWN_KEYS = ("arm", "algorithm", "overrides", "bracket", "roster", "seed")  # what an arm may have for itself
 
 
@@ -47,7 +47,7 @@ def matrix(algorithms: Mapping[str, Mapping[str, Any]], reference: str | None) -
     """Slots x arms, each cell marked where it differs from the reference arm."""
     base = algorithms.get(reference or "", {})
     names = [s for s in (*SLOTS, *EXTRA) if any(s in a for a in algorithms.values())]
-    names = [s for s in names if s not in EXTRA or any(a.get(s, 1) != 1 for a in algorithms.values())]
+    names = [s for s in names if s not in EXTRA or any(a.get(s, EXTRA[s]) != EXTRA[s] for a in algorithms.values())]
     rows = [
         {
             "slot": slot,

@@ -45,8 +45,9 @@ def gather(
         if rounds == 0:
             prompts = train_prompts(collector.task, seed, MAIN, rollout * wanted, wanted)
         else:
-            prompts = train_prompts(collector.task, seed, REFILL, refill_cursor, wanted)
-            refill_cursor += wanted
+            size = plan.size(len(admitted))
+            prompts = train_prompts(collector.task, seed, REFILL, refill_cursor, size)
+            refill_cursor += size
         new = collector.collect(prompts, algorithm.siblings, (seed, rollout), [g.prompt for g in sampled])
         t_gen, t_reward = t_gen + new.t_gen, t_reward + new.t_reward
         rounds += 1

@@ -23,12 +23,17 @@ class Refill:
     wanted: int  # prompts to train on
     max_rounds: int  # generation batches allowed; 0 = no limit
     on_exhausted: Literal["train", "raise"]
+    replaces: bool = False  # a refill generates the missing prompts only, else a whole batch
 
     @classmethod
     def of(cls, admission: Admission, wanted: int) -> Refill:
         """The plan that an admission part asks for."""
         max_rounds, on_exhausted = admission.refill
-        return cls(wanted=wanted, max_rounds=max_rounds, on_exhausted=on_exhausted)
+        return cls(wanted=wanted, max_rounds=max_rounds, on_exhausted=on_exhausted, replaces=admission.replaces)
+
+    def size(self, num_admitted: int) -> int:
+        """Prompts of the next generation batch."""
+        return self.wanted - num_admitted if self.replaces else self.wanted
 
     def decide(self, num_admitted: int, rounds: int) -> Decision:
         """Whether to generate another batch, after `rounds` of them admitted `num_admitted` prompts in all.

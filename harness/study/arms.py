@@ -17,6 +17,7 @@ from harness.core.spec import ArmSpec, Recipe, Roster, SkippedArm
 
 DISPLAY = {"ppo": "PPO", "grpo": "GRPO", "dapo": "DAPO", "gspo": "GSPO", "gspo_token": "GSPO-token", "gfpo": "GFPO",
            "rft": "RFT", "base": "Base model", "random_reward": "GRPO, random reward",
+           "rloo": "RLOO", "cispo": "CISPO", "luspo": "LUSPO", "dr_grpo": "Dr. GRPO", "bnpo": "BNPO",
            "grpo_batch_std": "GRPO, batch std + token loss"}  # fmt: skip
 
 

@@ -38,10 +38,10 @@ def critic_step(
     """Clipped value regression on all non-empty rows; None where there are none."""
     batch, returns, values = prepared.batch, prepared.advantages.returns, prepared.values
     plan = algorithm.advantage.critic
-    rows = [r for r in mini if bool(batch.mask[r].any())]
+    rows = [r for r in mini if bool(prepared.mask[r].any())]
     if not rows or nets.critic is None or plan is None or returns is None or values is None:
         return None
-    totals = batch_totals(batch.mask[rows], batch.group[rows], width=width)
+    totals = batch_totals(prepared.mask[rows], batch.group[rows], width=width)
     place = {row: i for i, row in enumerate(rows)}
     optimizer.zero_grad()
     loss = clipped = 0.0

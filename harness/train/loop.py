@@ -32,6 +32,7 @@ class Progress:
     prompts: int = 0
     refill_cursor: int = 0
     history: tuple[float, ...] = ()  # state of the selection
+    penalty_weight: float | None = None  # state of an adaptive penalty; None = the record's own
     wallclock_s: float = 0.0
 
 
@@ -103,6 +104,9 @@ def one_step(trainer: Trainer, progress: Progress, fraction: float) -> StepOutco
     """Gather, prepare, update, sync."""
     start = trainer.clock()
     algorithm, recipe = scheduled(trainer.algorithm, trainer.recipe, trainer.schedule, fraction)
+    if progress.penalty_weight is not None:
+        penalties = tuple(p.with_weight(progress.penalty_weight) for p in algorithm.penalties)
+        algorithm = algorithm.model_copy(update={"penalties": penalties})
     plan = algorithm.advantage.critic
     frozen = plan is not None and progress.step < plan.warmup_steps
     trainer.optimizers.policy.mark()
@@ -123,6 +127,7 @@ def one_step(trainer: Trainer, progress: Progress, fraction: float) -> StepOutco
         prompts=progress.prompts + len(gathered.sampled),
         refill_cursor=gathered.refill_cursor,
         history=trained.prepared.history if trained.prepared is not None else progress.history,
+        penalty_weight=progress.penalty_weight if trained.prepared is None else trained.prepared.penalty_weight,
         wallclock_s=progress.wallclock_s + trainer.clock() - start,
     )
     trainer.sync(new.optimizer_steps)

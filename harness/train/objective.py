@@ -8,22 +8,27 @@ import torch
 
 from harness.core.algorithm import Algorithm
 from harness.core.masked import group_sum, masked, row_mean
-from harness.core.parts import Aggregate, PenaltyInput
+from harness.core.parts import Aggregate, ExclusionView, PenaltyInput
 from harness.core.shapes import Bool, Float, Int, Tensor
 from harness.core.types import BatchTotals, LossOutput
 
 
 def batch_totals(
-    mask: Bool[Tensor, "B T"], group: Int[Tensor, "B"] | None = None, width: float | None = None
+    mask: Bool[Tensor, "B T"],
+    group: Int[Tensor, "B"] | None = None,
+    width: float | None = None,
+    rows: int | None = None,
 ) -> BatchTotals:
     """Denominators of one mini-batch: its tokens N, rows B, non-empty rows B+, padded width L, tokens per group.
+
+    `rows` replaces B where some rows of the mask do not count.
 
     Call it on the whole mini-batch, rows of zero advantage included, before any split into micro-batches.
     """
     length = mask.sum(-1)
     totals = BatchTotals(
         tokens=float(length.sum()),
-        rows=float(mask.shape[0]),
+        rows=float(mask.shape[0] if rows is None else rows),
         rows_nonempty=float((length > 0).sum()),
         width=float(mask.shape[1]) if width is None else width,
     )
@@ -38,6 +43,18 @@ def micro_totals(totals: BatchTotals, rows: Tensor | slice) -> BatchTotals:
     return totals if totals.group_tokens is None else replace(totals, group_tokens=totals.group_tokens[rows])
 
 
+def loss_mask(
+    algorithm: Algorithm, mask: Bool[Tensor, "B T"], view: ExclusionView
+) -> tuple[Bool[Tensor, "B T"], Bool[Tensor, "B"]]:
+    """The mask without excluded rows, and the rows that still count as responses."""
+    counted = torch.ones_like(view.kept)
+    for part in algorithm.exclusions:
+        out = part(view)
+        mask = mask & ~out[:, None]
+        counted = counted if part.counted else counted & ~out
+    return mask, counted
+
+
 def policy_loss(
     algorithm: Algorithm,
     *,
@@ -48,16 +65,19 @@ def policy_loss(
     advantages: Float[Tensor, "B T"],
     mask: Bool[Tensor, "B T"],
     totals: BatchTotals,
+    weights: Float[Tensor, "B T"] | None = None,
 ) -> LossOutput:
-    """loss = agg(surrogate(ratio, A)) + sum of weight x agg(penalty), for one micro-batch.
+    """loss = agg(w surrogate(ratio, A)) + sum of weight x agg(penalty), for one micro-batch.
 
     Because `totals` belong to the mini-batch, the losses of its micro-batches add up to the mini-batch's.
+    `weights` w are those of the rollout correction, constants; None = 1.
     `ref_logp` and `entropy` may be None where no part needs them. Masked positions may hold anything.
     """
     logp, old = masked(logp, mask), masked(old_logp, mask).detach()
     ratio = algorithm.ratio(logp, old, mask)
     out = algorithm.surrogate(ratio, masked(advantages, mask).detach(), logp)
-    policy = algorithm.aggregate(out.loss, mask, totals)
+    token_loss = out.loss if weights is None else out.loss * masked(weights, mask).detach()
+    policy = algorithm.aggregate(token_loss, mask, totals)
     view = PenaltyInput(logp=logp, old_logp=old, ref_logp=ref_logp, entropy=entropy, mask=mask)
     loss, values = policy, {}
     for penalty in algorithm.penalties:
@@ -88,6 +108,28 @@ def token_rewards(
     view = PenaltyInput(logp=old_logp, old_logp=old_logp, ref_logp=ref_logp, entropy=None, mask=mask)
     terms = [-p.weight * masked(p(view), mask) for p in algorithm.penalties if p.in_reward and p.weight]
     return torch.stack(terms).sum(0).detach() if terms else None
+
+
+def rollout_weights(
+    algorithm: Algorithm,
+    old_logp: Float[Tensor, "B T"],
+    behaviour_logp: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+) -> Float[Tensor, "B T"] | None:
+    """The correction's weights; None where every one of them is 1."""
+    return algorithm.correction(old_logp, behaviour_logp, mask).detach() if algorithm.correction.active else None
+
+
+def next_penalty_weight(
+    algorithm: Algorithm,
+    old_logp: Float[Tensor, "B T"],
+    ref_logp: Float[Tensor, "B T"] | None,
+    mask: Bool[Tensor, "B T"],
+) -> float | None:
+    """The weight that an adaptive penalty of the reward takes for the next rollout batch; None where it is fixed."""
+    view = PenaltyInput(logp=old_logp, old_logp=old_logp, ref_logp=ref_logp, entropy=None, mask=mask)
+    found = [p.next_weight(p(view), mask) for p in algorithm.penalties if p.in_reward and p.adaptive]
+    return next((weight for weight in found if weight is not None), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from harness.core.algorithm import Algorithm
-from harness.core.parts import AdvantageInput, Advantages, RowView
+from harness.core.parts import AdvantageInput, Advantages, ExclusionView, RowView
 from harness.core.randomness import counter, uniforms
 from harness.core.shapes import Bool, Float, Tensor
 from harness.core.types import RolloutBatch
 from harness.train.networks import Networks, Rows, as_rows, no_grad_logps, no_grad_values
-from harness.train.objective import token_rewards
+from harness.train.objective import loss_mask, next_penalty_weight, token_rewards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,16 +23,19 @@ class Prepared:
     rows: Rows
     shaped: Float[Tensor, "B"]  # row reward after shaping
     kept: Bool[Tensor, "B"]  # by the selection
+    mask: Bool[Tensor, "B T"]  # of the loss: the batch's, without excluded rows
+    counted: Bool[Tensor, "B"]  # rows that count in B
     advantages: Advantages
     values: Float[Tensor, "B T"] | None
     ref_logp: Float[Tensor, "B T"] | None
     old_logp: Float[Tensor, "B T"] | None  # where the advantages already needed it
     history: tuple[float, ...]  # the selector's state afterwards
+    penalty_weight: float | None  # the adaptive controller's, for the next batch
 
     @property
     def contributing(self) -> Bool[Tensor, "B"]:
         """Rows whose policy gradient is not exactly 0."""
-        return ((self.advantages.advantages != 0) & self.batch.mask).any(-1)
+        return ((self.advantages.advantages != 0) & self.mask).any(-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,14 @@ class TaskFacts:
     limit: int  # tokens
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What a replay knows from the time of sampling."""
+
+    old_logp: Float[Tensor, "B T"] | None = None
+    values: Float[Tensor, "B T"] | None = None  # the critic's
+
+
 def prepare(
     batch: RolloutBatch,
     algorithm: Algorithm,
@@ -50,29 +61,38 @@ def prepare(
     facts: TaskFacts,
     key: tuple[int, ...],
     history: tuple[float, ...],
+    *,
+    recorded: Recorded | None = None,
 ) -> Prepared:
-    """Everything that is constant during the updates of this batch."""
-    rows = as_rows(batch, nets.pad_id)
+    """Everything that is constant during the updates of this batch; what was `recorded` is not computed again."""
+    known = recorded or Recorded()
     view = _view(batch, facts, key)
     for part in algorithm.rewards:
         view = replace(view, reward=part(view))
     selected = algorithm.selection(view, history)
+    mask, counted = loss_mask(algorithm, batch.mask, ExclusionView(kept=selected.kept, truncated=batch.truncated))
+    rows = as_rows(batch if mask is batch.mask else replace(batch, mask=mask), nets.pad_id)
     everything = range(batch.num_rows)
     needs_old = any(p.in_reward for p in algorithm.penalties)
-    old = no_grad_logps(nets, nets.policy, rows, everything) if needs_old else None
+    old = known.old_logp
+    if old is None and needs_old:
+        old = no_grad_logps(nets, nets.policy, rows, everything)
     ref = no_grad_logps(nets, nets.reference, rows, everything) if nets.reference is not None else None
-    values = no_grad_values(nets, nets.critic, rows) if nets.critic is not None else None
+    values = known.values
+    if values is None and nets.critic is not None:
+        values = no_grad_values(nets, nets.critic, rows)
     advantages = algorithm.advantage(
         AdvantageInput(
             reward=view.reward,
-            mask=batch.mask,
+            mask=mask,
             group=batch.group,
             num_groups=batch.num_groups,
             kept=selected.kept,
-            token_reward=token_rewards(algorithm, old, ref, batch.mask) if old is not None else None,
+            token_reward=token_rewards(algorithm, old, ref, mask) if old is not None else None,
             values=values,
             credit=batch.credit,
             correct=batch.correct,
+            components=batch.components,
         )
     )
     return Prepared(
@@ -80,11 +100,14 @@ def prepare(
         rows=rows,
         shaped=view.reward,
         kept=selected.kept,
+        mask=mask,
+        counted=counted,
         advantages=advantages,
         values=values,
         ref_logp=ref,
         old_logp=old,
         history=selected.history,
+        penalty_weight=None if old is None else next_penalty_weight(algorithm, old, ref, mask),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from harness.core.shapes import Float, Tensor
 from harness.core.types import BatchTotals, LossOutput, UpdateTrace
 from harness.train.critic import CriticStep, critic_step
 from harness.train.networks import MicroBatch, Networks, micro_batches, no_grad_logps, policy_logps
-from harness.train.objective import batch_totals, micro_totals, policy_loss
+from harness.train.objective import batch_totals, micro_totals, policy_loss, rollout_weights
 from harness.train.optimizer import Optimizer, OptimizerStep
 from harness.train.prepare import Prepared
 
@@ -74,9 +74,13 @@ def old_logps(prepared: Prepared, plan: Plan, algorithm: Algorithm, nets: Networ
 
 
 def trained_rows(prepared: Prepared, algorithm: Algorithm) -> list[int]:
-    """Rows that can contribute to the gradient: every non-empty row under a penalty, else those with an advantage."""
+    """Rows that can contribute to the gradient: those with an advantage, or every non-empty row.
+
+    The latter under a penalty, and where the loss depends on what else is in a micro-batch.
+    """
     penalised = any(not p.in_reward and p.weight != 0 for p in algorithm.penalties)
-    rows = prepared.batch.mask.any(-1) if penalised else prepared.contributing
+    everything = penalised or algorithm.aggregate.per_micro_batch
+    rows = prepared.mask.any(-1) if everything else prepared.contributing
     return [int(i) for i in rows.nonzero()[:, 0]]
 
 
@@ -105,12 +109,14 @@ def update(
             yield None
             continue
         rows = [r for r in mini if r in allowed]
-        mask = prepared.batch.mask[list(mini)]
+        mask = prepared.mask[list(mini)]
         if not bool(mask.any()):
             yield None
             continue
         step = _Step(
-            totals=batch_totals(mask, prepared.batch.group[list(mini)], width=width),
+            totals=batch_totals(
+                mask, prepared.batch.group[list(mini)], width=width, rows=int(prepared.counted[list(mini)].sum())
+            ),
             place={row: i for i, row in enumerate(mini)},
             rows=rows,
             on_policy=number == 0,
@@ -138,7 +144,9 @@ def _policy_step(
 ) -> UpdateTrace:
     optimizer.zero_grad()
     seen: list[_Seen] = []
-    for micro in micro_batches(prepared.rows, step.rows, nets.micro_batch_tokens):
+    micros = list(micro_batches(prepared.rows, step.rows, nets.micro_batch_tokens))
+    step = replace(step, totals=replace(step.totals, micro_batches=float(len(micros))))
+    for micro in micros:
         output, logp, old_part = _forward(prepared, algorithm, nets, micro, step, old)
         output.loss.backward()
         if step.on_policy:
@@ -178,6 +186,7 @@ def _forward(
         advantages=prepared.advantages.advantages[micro.rows, :width],
         mask=micro.mask,
         totals=micro_totals(step.totals, places),
+        weights=rollout_weights(algorithm, old_part, prepared.batch.behaviour_logp[micro.rows, :width], micro.mask),
     )
     return output, logp.detach(), old_part
 

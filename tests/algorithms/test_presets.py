@@ -118,7 +118,7 @@ def test_calibration_freezes_the_range() -> None:
     assert isinstance(record.surrogate, Clip)
     assert record.surrogate.needs_calibration
     frozen = record.surrogate.calibrated(0.012)
-    assert (frozen.low, frozen.high) == pytest.approx((0.03, 0.04))
+    assert (frozen.low, frozen.high) == pytest.approx((0.012, 0.016))
     assert frozen.low / frozen.high == pytest.approx(3e-4 / 4e-4)
     assert not frozen.needs_calibration
     with pytest.raises(UsageError, match="drift"):

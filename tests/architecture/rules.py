@@ -44,6 +44,15 @@ ROOMS = {
         modules=("harness.study",),
         may=(*CORE, "harness.run", "harness.stats", "harness.presets", *ROSTERS),
     ),
+    "conform": Room(
+        modules=("harness.conform",),
+        may=(*CORE, "harness.train.objective", "harness.rollout.refill", "algorithms"),
+    ),
+    "microscope": Room(
+        modules=("harness.microscope",),
+        may=(*CORE, "harness.train", "harness.study.arms", *ROSTERS),
+        may_lazily=("harness.models",),
+    ),
     "report": Room(
         modules=("harness.report",),
         may=("harness.core.results", "harness.core.metrics", "harness.core.errors", "harness.stats"),

@@ -12,8 +12,8 @@ from tests.architecture.source import ROOT
 CHECK = """
 from harness.core.registry import algorithm, build_task
 
-rloo = algorithm("rloo")
-assert (rloo.name, rloo.advantage.kind, rloo.penalties) == ("rloo", "leave_one_out", ())
+ranked = algorithm("rank_grpo")
+assert (ranked.name, ranked.advantage.kind, ranked.penalties) == ("rank_grpo", "rank", ())
 
 import torch
 from harness.core.parts import AdvantageInput
@@ -22,7 +22,7 @@ given = AdvantageInput(
     reward=torch.tensor([1.0, 0.0, 0.5, 7.0]), mask=torch.ones(4, 2, dtype=torch.bool),
     group=torch.tensor([0, 0, 0, 1]), num_groups=2, kept=torch.ones(4, dtype=torch.bool),
 )
-assert rloo.advantage(given).advantages[:, 0].tolist() == [0.75, -0.75, 0.0, 0.0]
+assert ranked.advantage(given).advantages[:, 0].tolist() == [1.0, -1.0, 0.0, 0.0]
 
 task = build_task("reverse", {})
 prompts = [task.item(split, i) for split in ("train", "validation", "test") for i in range(20)]

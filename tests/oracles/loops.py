@@ -86,3 +86,63 @@ def gspo_loss(logp: Sequence[Row], old: Sequence[Row], adv: Row, low: float, hig
         total += loss / rows
         grads.append(np.full(len(new_row), 0.0 if blocked else -advantage * s / (len(new_row) * rows)))
     return total, grads
+
+
+def leave_one_out(rewards: Row, groups: Sequence[int]) -> list[float]:
+    """RLOO: reward minus the mean reward of the others in the group; 0 for a group of one."""
+    result = []
+    for i, (reward, group) in enumerate(zip(rewards, groups, strict=True)):
+        others = [r for j, (r, g) in enumerate(zip(rewards, groups, strict=True)) if g == group and j != i]
+        result.append(reward - sum(others) / len(others) if others else 0.0)
+    return result
+
+
+def normalize_then_sum(columns: Sequence[Row], weights: Row, groups: Sequence[int], eps: float) -> list[float]:
+    """GDPO: z-score of every function in its group, weighted sum, z-score over the batch; NaN abstains."""
+    sums: list[float | None] = [None] * len(groups)
+    for column, weight in zip(columns, weights, strict=True):
+        known = [i for i, r in enumerate(column) if not math.isnan(r)]
+        z = group_advantages([column[i] for i in known], [groups[i] for i in known], 1, eps)
+        for i, value in zip(known, z, strict=True):
+            sums[i] = (sums[i] or 0.0) + weight * value
+    usable = [s for s in sums if s is not None]
+    batch = iter(group_advantages(usable, [0] * len(usable), 1, eps))
+    return [0.0 if s is None else next(batch) for s in sums]
+
+
+def rollout_weights(old: Row, behaviour: Row, level: str, mode: str, cap: float) -> list[float]:
+    """Truncated (or masked) importance weights of one row."""
+    gaps = [a - b for a, b in zip(old, behaviour, strict=True)]
+    if level == "sequence":
+        gaps = [sum(gaps)] * len(gaps)
+    raw = [math.exp(min(max(g, -20.0), 20.0)) for g in gaps]
+    return [min(w, cap) if mode == "truncate" else (0.0 if w > cap else w) for w in raw]
+
+
+def gae_with_observations(rewards: Row, values: Row, mask: Sequence[bool], gamma: float, lam: float) -> list[float]:
+    """OpenRLHF: masked positions hold reward 0 and value 0 but cost gamma lambda; term by term."""
+    r = [x if m else 0.0 for x, m in zip(rewards, mask, strict=True)]
+    v = [x if m else 0.0 for x, m in zip(values, mask, strict=True)] + [0.0]
+    n = len(r)
+    delta = [r[t] + gamma * v[t + 1] - v[t] for t in range(n)]
+    return [sum((gamma * lam) ** (u - t) * delta[u] for u in range(t, n)) for t in range(n)]
+
+
+def cispo_gradient(logp: Row, old: Row, adv: Row, low: float | None, high: float) -> list[float]:
+    """- clip(r) A per token: the weight is a constant."""
+    ratios = [math.exp(a - b) for a, b in zip(logp, old, strict=True)]
+    return [-min(max(r, 0.0 if low is None else low), high) * a for r, a in zip(ratios, adv, strict=True)]
+
+
+def gates(logits: Row, chosen: Sequence[int], score: str) -> list[float]:
+    """Router gates of the chosen experts, 0 elsewhere."""
+    if score == "softmax_post":
+        raw = {e: math.exp(logits[e]) for e in chosen}
+        total = sum(raw.values())
+    elif score == "softmax_pre":
+        raw = {e: math.exp(logits[e]) for e in chosen}
+        total = sum(math.exp(x) for x in logits)
+    else:
+        raw = {e: 1 / (1 + math.exp(-logits[e])) for e in chosen}
+        total = sum(raw.values()) if len(chosen) > 1 else 1.0
+    return [raw.get(e, 0.0) / total for e in range(len(logits))]

@@ -122,3 +122,13 @@ def test_trajectories_carry_what_was_sampled() -> None:
             assert t.loss_mask == (True,) * len(t.response_ids)
             assert t.prompt_ids == (t.prompt.answer,)
             assert t.finish_reason == "stop"
+
+
+def test_a_rule_that_replaces_generates_only_the_missing_prompts() -> None:
+    algorithm = override(preset("grpo"), {"siblings": G, "admission": "mean_between"})
+    found = step(collector(mixed_if_divisible(2)), algorithm)
+    whole = step(collector(mixed_if_divisible(2)), override(preset("grpo"), {"siblings": G, "admission": "mixed"}))
+    assert [g.prompt for g in found.groups][:3] == [g.prompt for g in whole.groups][:3]
+    assert len(found.groups) == 6
+    assert len(found.sampled) < len(whole.sampled)
+    assert found.refill_cursor == len(found.sampled) - 6

@@ -1,0 +1,1 @@
+"""Numbers that other libraries computed, against our parts."""

@@ -1,0 +1,1 @@
+"""One recorded rollout batch under several algorithms: why their gradients differ."""
