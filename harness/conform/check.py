@@ -88,11 +88,14 @@ def compare(case: Case) -> Compared:
 
 
 def compare_loss(case: Case, loss: Loss) -> Compared:
-    """A third party's loss: its value, and its gradient with respect to `logp`."""
+    """A third party's loss: its value, and its gradient with respect to `logp`. What it raises is a failed case."""
     inputs = {name: value.clone() for name, value in case.given.items()}
     inputs.setdefault("advantages", case.expected["advantages"].clone())
     logp = inputs["logp"] = inputs["logp"].requires_grad_()
-    value = loss(inputs, dict(case.hyper))
+    try:
+        value = loss(inputs, dict(case.hyper))
+    except Exception as error:  # somebody else's code; the other cases are still worth checking
+        return Compared(case=case, errors={f"raised {type(error).__name__}: {error}": float("inf")})
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise UsageError(f"the loss returned {type(value).__name__}", "it must be a scalar tensor", "e.g. x.mean()")
     (grad,) = torch.autograd.grad(value.reshape(()), logp, allow_unused=True)

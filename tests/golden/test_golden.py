@@ -164,3 +164,12 @@ def test_clip_fractions_have_their_own_tolerance() -> None:
     done = compare(replace(case, tol_metrics=0.0, tol=0.0))
     assert METRICS & set(done.errors)
     assert done.tolerance("loss") == 0.0
+
+
+def test_a_loss_that_raises_is_a_failed_case_not_a_crash() -> None:
+    def broken(inputs: dict[str, torch.Tensor], hyper: dict[str, object]) -> torch.Tensor:
+        raise KeyError("no such input")
+
+    (result,) = check(case_files(None), broken, ("grpo_trl",))
+    assert result.passed == 0
+    assert all("raised KeyError" in line for line in result.failed)
