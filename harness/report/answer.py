@@ -124,7 +124,7 @@ def _undecided(rest: Pairs, reference: str, delta: float, say_names: bool) -> st
     needed = [c["seeds_needed"] for c in free if c["seeds_needed"]]
     if now < 3 or not needed:
         return (
-            names + f"Add seeds: {_seeds(now)} give no interval; "
+            names + f"Add seeds: {_seeds(now)} {'gives' if now == 1 else 'give'} no interval; "
             "five are the least for a screening, eight to ten for a decision."
         )
     most, upper = max(needed), max([c["seeds_needed_upper"] or 0 for c in free])
