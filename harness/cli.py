@@ -76,7 +76,8 @@ def compare(
 
     `harness compare --model Qwen/Qwen3-0.6B --task my.jsonl --prompt '{question}' --answer-field answer --seeds 5`
     """
-    from harness.commands.compare import CompareOptions, run_compare
+    from harness.commands.compare import run_compare
+    from harness.commands.options import CompareOptions
 
     options = CompareOptions(
         preset=preset, task=task, task_params=tuple(task_param or ()), prompt=prompt, answer_field=answer_field,

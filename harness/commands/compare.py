@@ -7,11 +7,12 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.backends.executors.local import LocalExecutor
+from harness.commands.dry_run import show_plan
+from harness.commands.options import CompareOptions, runs_at_once
 from harness.core.errors import UsageError
 from harness.core.results import STUDY, read_study_spec
 from harness.core.spec import BackendSpec, StudySpec
@@ -20,41 +21,9 @@ from harness.models.recipes import held_out, recipe
 from harness.study.build import Choices, Planned, build, parse_value
 from harness.study.compare import Outcome, plan_runs, prepare_folder, run_study
 from harness.study.live import LiveView
-from harness.study.measure import EMBEDDED, available_cpus, choose_backend
+from harness.study.measure import choose_backend
 
 PATIENCE_S = 300.0  # for running steps to end after an interrupt; a second interrupt ends them at once
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompareOptions:
-    """The command line as given."""
-
-    preset: str
-    task: str | None
-    task_params: tuple[str, ...]
-    prompt: str | None
-    answer_field: str | None
-    system: str | None
-    template: str | None
-    stop: tuple[str, ...]
-    model: str | None
-    algorithms: str | None
-    controls: str | None
-    roster: str | None
-    seeds: str | None
-    steps: int | None
-    tokens: int | None
-    sets: tuple[str, ...]
-    parallel: int | None
-    threads: int | None
-    dtype: str | None
-    device: str | None
-    results: Path
-    name: str | None
-    run_equivalent: bool
-    mlflow: bool
-    dry_run: bool
-    as_json: bool
 
 
 def run_compare(options: CompareOptions) -> int:
@@ -73,8 +42,6 @@ def run_compare(options: CompareOptions) -> int:
     for warning in planned.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if options.dry_run:
-        from harness.commands.dry_run import show_plan
-
         return show_plan(planned, measured, options)
     return _run(planned, measured, options)
 
@@ -158,13 +125,6 @@ def _seeds(text: str | None) -> tuple[int, ...] | None:
     if not found or min(found) < 0 or len(set(found)) < len(found):
         raise UsageError(f"--seeds {text}", "seeds are different whole numbers from 0 on", "3 or 0,1,2")
     return found
-
-
-def runs_at_once(spec: StudySpec, measured: Mapping[str, Any]) -> int:
-    """One run per GPU; on CPU as many as there are processors for their threads, but one of a real model."""
-    if measured.get("num_gpus"):
-        return int(measured["num_gpus"])
-    return max(1, available_cpus() // spec.backend.threads) if spec.model.name in EMBEDDED else 1
 
 
 def _tracker(options: CompareOptions) -> Any:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from harness.commands.options import CompareOptions, runs_at_once
 from harness.core.algorithm import component_matrix, difference
 from harness.core.spec import StudySpec
 from harness.study.arms import records
@@ -18,17 +19,12 @@ from harness.study.compare import plan_runs
 from harness.study.live import duration
 from harness.study.measure import EMBEDDED
 
-if TYPE_CHECKING:
-    from harness.commands.compare import CompareOptions
-
 PROBE_PROMPTS, PROBE_SAMPLES = 4, 4
 PROBE_FASTER = 4  # an embedded model is probed with this many times the prompts
 
 
 def show_plan(planned: Planned, measured: Mapping[str, Any], options: CompareOptions) -> int:
     """Prints what would be done."""
-    from harness.commands.compare import runs_at_once
-
     spec = planned.spec
     parallel = options.parallel or runs_at_once(spec, measured)
     probe = probe_run(spec)
