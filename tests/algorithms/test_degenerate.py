@@ -93,9 +93,7 @@ def test_a_group_of_one_has_no_group_advantage(record: Algorithm) -> None:
     adv = advantages_of(record, replace(batch, group=rows))
     assert adv.isfinite().all()
     steps = record.advantage.kind in ("process", "normalize_then_sum")  # z-scores over steps, or over the batch
-    raw = (
-        getattr(record.advantage, "singleton", "zero") == "raw" or "vectorized" in record.advantage.kind
-    )  # verl: A = R
+    raw = getattr(record.advantage, "singleton", "zero") == "raw" or "vectorized" in record.advantage.kind
     if record.advantage.group_relative and not steps and not raw:
         assert (adv == 0).all()
 

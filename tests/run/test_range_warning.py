@@ -16,16 +16,16 @@ from tests.fakes.small_runs import make_folder, numbers_of, run_spec
 TIGHT = {"surrogate.low": 3e-7, "surrogate.high": 4e-7}
 
 
-def spec_of(arm: str = "gspo", **overrides: Any) -> Any:
+def spec_of(arm: str = "gspo", overrides: dict[str, Any] | None = None) -> Any:
     return run_spec(arm, steps=3, eval={"final_prompts": 4}).model_copy(
-        update={"overrides": run_spec(arm).overrides | overrides}
+        update={"overrides": run_spec(arm).overrides | (overrides or {})}
     )
 
 
 def test_it_warns_and_survives_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = spec_of(**TIGHT)
+    spec = spec_of(overrides=TIGHT)
     whole = make_folder(spec, tmp_path / "whole")
     assert main([str(whole)]) == 0
     assert capsys.readouterr().err.count("warning: gspo: surrogate.high=4e-07 is") == 1
@@ -52,7 +52,7 @@ def test_it_warns_and_survives_a_resume(
 
 
 def test_the_warning_changes_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = spec_of(**TIGHT)
+    spec = spec_of(overrides=TIGHT)
     told, silent = (make_folder(spec, tmp_path / name) for name in ("told", "silent"))
     assert main([str(told)]) == 0
     with monkeypatch.context() as patch:
