@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from algorithms.checks import range_warning
 from harness import NUMERICS_VERSION
 from harness.assemble import Assembly, assemble
 from harness.core.errors import HarnessError, InfrastructureError, UsageError
@@ -26,8 +27,8 @@ from harness.evaluate.heldout import evaluate
 from harness.records import rollout_file, step_row, train_samples, validation_samples
 from harness.rollout.order import held_out_prompts
 from harness.train import checkpoint
-from harness.train.calibrate import calibrate
-from harness.train.loop import Progress, train
+from harness.train.calibrate import calibrate, drift_sd
+from harness.train.loop import Progress, StepOutcome, train
 
 INTERRUPTED = 130
 SAVE_EVERY_S = 20.0  # between checkpoints, at least
@@ -77,6 +78,8 @@ class _Run:
         self.parts: Assembly = assemble(spec)
         self.progress = Progress()
         self.calibration: dict[str, float] = {}
+        self.range_sd: float | None = None  # SD(log s) with which the clip range was compared
+        self.warnings: list[str] = []
         self.evals_done = 0
         self.best_validation: float | None = None
         self.resumes = 0
@@ -104,6 +107,7 @@ class _Run:
             return self._finish()
         for outcome in train(self.parts.trainer, self.progress):
             self.progress = outcome.progress
+            self._check_range(outcome)
             row = step_row(outcome, self.parts)
             if self._evaluation_due():
                 row["perf/t_eval"] = self._validate()
@@ -127,6 +131,7 @@ class _Run:
         if found:
             self.progress, extra = checkpoint.load(found[-1], self.parts.optimizers)
             self.calibration = dict(extra["calibration"])
+            self.range_sd, self.warnings = extra.get("range_sd"), list(extra.get("warnings", ()))
             self.evals_done, self.best_validation = int(extra["evals_done"]), extra["best_validation"]
             self.resumes = int(extra["resumes"]) + 1
             self.writer.rewind(self.progress.step)
@@ -174,6 +179,24 @@ class _Run:
         sd, self.progress = calibrate(self.parts.trainer, self.progress, restore)
         self.calibration = {"sd_log_s": sd}
         self.parts = self.parts.calibrated(self.calibration)
+        self._compare_range(sd)
+
+    def _check_range(self, outcome: StepOutcome) -> None:
+        """Compares a sequence clip range with the drift of the first step at the full learning rate; changes nothing.
+
+        Earlier steps of a warm-up drift less than the run will.
+        """
+        if self.range_sd is None and outcome.fraction >= self.spec.recipe.warmup:
+            sd = drift_sd(outcome.traces)
+            if sd is not None:
+                self._compare_range(sd)
+
+    def _compare_range(self, sd: float) -> None:
+        self.range_sd = sd
+        said = range_warning(self.parts.algorithm, sd)
+        if said is not None:
+            self.warnings.append(said)
+            print(f"warning: {self.spec.arm}: {said}", file=sys.stderr, flush=True)
 
     def _evaluation_due(self) -> bool:
         points = self.spec.eval.points
@@ -217,6 +240,8 @@ class _Run:
         start = time.monotonic()
         extra = {
             "calibration": self.calibration,
+            "range_sd": self.range_sd,
+            "warnings": self.warnings,
             "resumes": self.resumes,
             "evals_done": self.evals_done,
             "best_validation": self.best_validation,
@@ -238,6 +263,8 @@ class _Run:
         return RunResult(
             run_id=self.spec.run_id,
             status=status,
+            validity="WARN" if self.warnings else "PASS",
+            validity_reasons=tuple(self.warnings),
             error=error,
             steps=p.step,
             optimizer_steps=p.optimizer_steps,

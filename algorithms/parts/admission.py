@@ -47,8 +47,9 @@ class Mixed(Admission):
     def __call__(self, view: GroupView) -> Bool[Tensor, "N"]:
         x = view.correct.to(view.reward.dtype) if self.metric == "correct" else view.reward
         blank = x.new_zeros(view.num_groups)
-        low = blank.scatter_reduce(0, view.group, x, "amin", include_self=False)
-        high = blank.scatter_reduce(0, view.group, x, "amax", include_self=False)
+        known, inf = view.reward.isfinite(), x.new_full((), torch.inf)  # the other rows abstain
+        low = blank.scatter_reduce(0, view.group, torch.where(known, x, inf), "amin", include_self=False)
+        high = blank.scatter_reduce(0, view.group, torch.where(known, x, -inf), "amax", include_self=False)
         single = torch.bincount(view.group, minlength=view.num_groups) == 1
         return (high > low) | (single & self.keep_singletons)
 
@@ -77,6 +78,8 @@ class MeanBetween(Admission):
         return True
 
     def __call__(self, view: GroupView) -> Bool[Tensor, "N"]:
-        sizes = torch.bincount(view.group, minlength=view.num_groups).clamp(min=1)
-        mean = group_sum(view.reward, view.group, view.num_groups) / sizes
-        return (self.low < mean) & (mean < self.high)
+        known = view.reward.isfinite()  # the other rows abstain
+        sizes = torch.bincount(view.group[known], minlength=view.num_groups)
+        reward = torch.where(known, view.reward, 0.0)
+        mean = group_sum(reward, view.group, view.num_groups) / sizes.clamp(min=1)
+        return (self.low < mean) & (mean < self.high) & (sizes > 0)

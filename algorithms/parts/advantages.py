@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, final
 import torch
 from pydantic import Field
 
-from algorithms.parts.groupstats import Std, centred, deviation, zscore
+from algorithms.parts.groupstats import Std, centred, deviation, scaled, zscore
 from harness.core.masked import masked
 from harness.core.parts import Advantage, AdvantageInput, Advantages, CriticPlan, Need
 from harness.core.registry import part
@@ -24,7 +24,7 @@ def group_advantage(
     """A_i = (R_i - mu_g) / (sigma + eps) over kept rows, `[B]`; see `Group`."""
     if scope == "batch" and std != "none":
         pooled = deviation(view.reward, view.kept, torch.zeros_like(view.group), 1, std)
-        result = centred(view.reward, view.kept, view.group, view.num_groups) / (pooled + eps)
+        result = scaled(centred(view.reward, view.kept, view.group, view.num_groups), pooled + eps)
     else:
         result = zscore(view.reward, view.kept, view.group, view.num_groups, std, eps)
     if singleton == "raw":
@@ -128,6 +128,8 @@ def gae(
     Tokens that the policy did not produce are skipped and cost no discount (verl). 0 at masked positions.
     """
     reward, values = masked(reward, mask), masked(values, mask)
+    if not mask.shape[1]:
+        return values
     advantage = next_value = torch.zeros_like(values[:, 0])
     columns: list[Tensor] = []
     for r, v, m in zip(*(x.unbind(1)[::-1] for x in (reward, values, mask)), strict=True):

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, final
 
 from pydantic import Field
 
+from harness.core.expect import expect_shape
 from harness.core.masked import masked_sum
 from harness.core.parts import Aggregate
 from harness.core.registry import part
@@ -41,6 +42,7 @@ class TokenMean(Aggregate):
         if self.scope == "micro":
             return rows.sum() / mask.sum().clamp(min=1) / totals.micro_batches
         assert totals.group_tokens is not None, "scope=group needs batch_totals(mask, group)"
+        expect_shape("aggregate token-mean", tuple(rows.shape), "the rows", group_tokens=totals.group_tokens)
         return (rows / totals.group_tokens.clamp(min=1)).sum() / max(totals.groups, 1.0)
 
 

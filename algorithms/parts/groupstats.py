@@ -42,4 +42,9 @@ def zscore(
 ) -> Float[Tensor, "R"]:
     """(x - mean) / (std + eps) within each group, over the rows in use; 0 elsewhere. `none` only centres."""
     scale = deviation(x, use, group, num_groups, std) + (0.0 if std == "none" else eps)
-    return centred(x, use, group, num_groups) / scale
+    return scaled(centred(x, use, group, num_groups), scale)
+
+
+def scaled(x: Float[Tensor, "R"], scale: Float[Tensor, "R"]) -> Float[Tensor, "R"]:
+    """x / scale; 0 where the scale is 0, as in an all-equal group with eps = 0."""
+    return torch.where(scale > 0, x / scale, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal, Self, final
 
 from pydantic import Field, model_validator
@@ -78,7 +79,8 @@ class Kl(Penalty):
     def next_weight(self, value: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> float | None:
         if self.target is None or self.horizon is None:
             return None
-        return adapted(self.coef, float(self.mean(value, mask)), self.target, self.horizon, len(mask))
+        kl = float(self.mean(value, mask))
+        return adapted(self.coef, kl, self.target, self.horizon, len(mask)) if math.isfinite(kl) else self.coef
 
     def with_weight(self, weight: float) -> Kl:
         return self if self.target is None else self.model_copy(update={"coef": weight})

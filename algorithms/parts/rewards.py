@@ -73,7 +73,10 @@ class Random(Reward):
 @part
 @final
 class Clipped(Reward):
-    """R_i limited to [low, high]. Source: OpenRLHF `reward_clip_range` (-10, 10)."""
+    """R_i limited to [low, high]; one that is not finite stays so, and its row abstains.
+
+    Source: OpenRLHF `reward_clip_range` (-10, 10).
+    """
 
     kind: ClassVar[str] = "clip"
     low: float = -10.0
@@ -88,4 +91,4 @@ class Clipped(Reward):
         return self
 
     def __call__(self, view: RowView) -> Float[Tensor, "B"]:
-        return view.reward.clamp(self.low, self.high)
+        return torch.where(view.reward.isfinite(), view.reward.clamp(self.low, self.high), view.reward)

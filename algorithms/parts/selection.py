@@ -14,7 +14,11 @@ from harness.core.shapes import Bool, Float, Int, Tensor
 
 
 def best_of_group(view: RowView, value: Float[Tensor, "B"], k: Int[Tensor, "N"]) -> Bool[Tensor, "B"]:
-    """True for the `k[g]` rows of highest `value` in each group; ties: shorter first, then the lower row index."""
+    """True for the `k[g]` rows of highest `value` in each group; ties: shorter first, then the lower row index.
+
+    Rows without a finite reward come last: they carry no advantage.
+    """
+    value = torch.where(view.reward.isfinite(), value, -torch.inf)
     order = torch.argsort(view.length, stable=True)
     order = order[torch.argsort(value[order], descending=True, stable=True)]
     order = order[torch.argsort(view.group[order], stable=True)]
@@ -120,10 +124,15 @@ class Adaptive(Selection):
         return (self.k_very_hard, self.k_hard, self.k_medium, self.k_easy)[above]
 
     def __call__(self, view: RowView, history: tuple[float, ...]) -> Selected:
-        sizes = torch.bincount(view.group, minlength=view.num_groups).clamp(min=1)
-        means = group_sum(view.reward.double(), view.group, view.num_groups) / sizes
+        known = view.reward.isfinite()
+        sizes = torch.bincount(view.group[known], minlength=view.num_groups)
+        reward = torch.where(known, view.reward, 0.0).double()
+        means = (group_sum(reward, view.group, view.num_groups) / sizes.clamp(min=1))[sizes > 0]
         seen = torch.tensor([*history, *means.tolist()], dtype=torch.float64)
-        first = len(history)
-        k = torch.tensor([self.choose(seen[: first + g + 1]) for g in range(view.num_groups)], dtype=torch.int64)
+        # A group without a finite reward has no difficulty: no trace in the history, and the k of the warm-up.
+        last = (len(history) + (sizes > 0).cumsum(0)).tolist()
+        ends = zip(last, sizes.tolist(), strict=True)
+        chosen = [self.choose(seen[:end]) if some else self.k_very_hard for end, some in ends]
+        k = torch.tensor(chosen, dtype=torch.int64)
         kept = best_of_group(view, -view.length.to(view.reward.dtype), k.to(view.group.device))
         return Selected(kept=kept, history=tuple(seen.tolist()))

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, model_serializer
 
+from harness.core.expect import expect_shape, expect_tokens
 from harness.core.shapes import Bool, Float, Int, Tensor
 from harness.core.types import BatchTotals, StepCredit
 
@@ -91,6 +93,25 @@ class AdvantageInput:
     values: Float[Tensor, "B T"] | None = None  # critic's values under the behaviour-time critic
     credit: StepCredit | None = None  # process rewards
     components: Mapping[str, Float[Tensor, "B"]] | None = None  # named parts of the task's reward; NaN = abstains
+
+    def __post_init__(self) -> None:
+        """A row whose reward is not finite abstains: it counts as not kept, so its advantage is 0 (TRL).
+
+        So does a component that is not finite (it becomes NaN), and a process reward (its step is left out).
+        """
+        rows = (len(self.mask),)
+        expect_tokens("AdvantageInput", self.mask, token_reward=self.token_reward, values=self.values)
+        expect_shape("AdvantageInput", rows, "one entry per row", reward=self.reward, group=self.group, kept=self.kept,
+                     correct=self.correct, **(self.components or {}))  # fmt: skip
+        known = self.reward.isfinite()
+        object.__setattr__(self, "kept", self.kept & known)
+        object.__setattr__(self, "reward", torch.where(known, self.reward, 0.0))
+        if self.components:
+            finite = {name: torch.where(x.isfinite(), x, torch.nan) for name, x in self.components.items()}
+            object.__setattr__(self, "components", finite)
+        if self.credit is not None:
+            c, use = self.credit, self.credit.reward.isfinite()
+            object.__setattr__(self, "credit", StepCredit(row=c.row[use], end=c.end[use], reward=c.reward[use]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

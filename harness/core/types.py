@@ -165,6 +165,7 @@ class LossOutput:
     clipped_high: Bool[Tensor, "B T"]
     clipped_dual: Bool[Tensor, "B T"]
     outside: Bool[Tensor, "B T"]  # outside the range, whatever the sign of the advantage
+    finite: Bool[Tensor, ""]  # log-probs, advantages and loss are; otherwise the optimizer step must be skipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from algorithms.arms import arm_overrides, equivalent_to
+from algorithms.checks import range_warning
 from harness.core.algorithm import Algorithm
 from harness.core.errors import UsageError
 from harness.core.microscope import Microscope, Weights
@@ -295,6 +296,8 @@ class _Stage:
         for arm in arms:
             if not arm.algorithm.surrogate.needs_calibration:
                 found.append(arm)
+                said = range_warning(arm.algorithm, sd)
+                self.notes += [] if said is None else [f"{arm.name}: {said}"]
             elif known is None and not sd > 0:
                 self.notes.append(f"{arm.name} is left out: without drift there is nothing to calibrate its range on.")
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,10 +36,11 @@ def critic_step(
     mini: Sequence[int],
     width: int,
 ) -> CriticStep | None:
-    """Clipped value regression on all non-empty rows; None where there are none."""
+    """Clipped value regression on all non-empty rows with a finite reward; None where there are none."""
     batch, returns, values = prepared.batch, prepared.advantages.returns, prepared.values
     plan = algorithm.advantage.critic
-    rows = [r for r in mini if bool(prepared.mask[r].any())]
+    usable = (prepared.mask.any(-1) & prepared.shaped.isfinite()).tolist()
+    rows = [r for r in mini if usable[r]]
     if not rows or nets.critic is None or plan is None or returns is None or values is None:
         return None
     totals = batch_totals(prepared.mask[rows], batch.group[rows], width=width)
@@ -59,5 +61,5 @@ def critic_step(
         part.loss.backward()
         loss += float(part.loss.detach())
         clipped += float(part.clipped.sum())
-    done = optimizer.step(lr)
+    done = optimizer.step(lr, finite=math.isfinite(loss))
     return CriticStep(loss=loss, clip_frac=clipped / max(1.0, totals.tokens), grad_norm=done.grad_norm)

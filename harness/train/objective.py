@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from harness.core.algorithm import Algorithm
+from harness.core.errors import UsageError
+from harness.core.expect import expect_tokens
 from harness.core.masked import group_sum, masked, row_mean
-from harness.core.parts import Aggregate, ExclusionView, PenaltyInput
+from harness.core.parts import Aggregate, ExclusionView, Penalty, PenaltyInput
 from harness.core.shapes import Bool, Float, Int, Tensor
 from harness.core.types import BatchTotals, LossOutput
 
@@ -71,11 +73,17 @@ def policy_loss(
 
     Because `totals` belong to the mini-batch, the losses of its micro-batches add up to the mini-batch's.
     `weights` w are those of the rollout correction, constants; None = 1.
-    `ref_logp` and `entropy` may be None where no part needs them. Masked positions may hold anything.
+    `ref_logp` and `entropy` may be None where no part needs them. Masked positions may hold anything; a number that
+    is not finite at any other position leaves `finite` False, and no optimizer step may follow.
     """
+    expect_tokens(
+        "policy_loss", mask, logp=logp, old_logp=old_logp, ref_logp=ref_logp, entropy=entropy,
+        advantages=advantages, weights=weights,
+    )  # fmt: skip
     logp, old = masked(logp, mask), masked(old_logp, mask).detach()
     ratio = algorithm.ratio(logp, old, mask)
-    out = algorithm.surrogate(ratio, masked(advantages, mask).detach(), logp)
+    given = masked(advantages, mask).detach()
+    out = algorithm.surrogate(ratio, given, logp)
     token_loss = out.loss if weights is None else out.loss * masked(weights, mask).detach()
     policy = algorithm.aggregate(token_loss, mask, totals)
     view = PenaltyInput(logp=logp, old_logp=old, ref_logp=ref_logp, entropy=entropy, mask=mask)
@@ -83,6 +91,7 @@ def policy_loss(
     for penalty in algorithm.penalties:
         if penalty.in_reward or not penalty.weight:
             continue
+        _given(penalty, view)
         value = algorithm.aggregate(penalty(view), mask, totals)
         loss = loss + penalty.weight * value
         values[penalty.kind] = value.detach()
@@ -95,7 +104,27 @@ def policy_loss(
         clipped_high=out.high & mask,
         clipped_dual=out.dual & mask,
         outside=out.outside & mask,
+        finite=_finite(loss, logp, old, given, None if ref_logp is None else masked(ref_logp, mask)),
     )
+
+
+def _finite(*parts: Tensor | None) -> Bool[Tensor, ""]:
+    """Whether all numbers are finite, by their sum: one NaN or infinity makes it so too.
+
+    The loss alone does not tell: a guard bounds the ratio of an infinite log-prob, and clamps have no gradient at NaN.
+    """
+    return torch.stack([p.detach().sum(dtype=torch.float64) for p in parts if p is not None]).sum().isfinite()
+
+
+def _given(penalty: Penalty, view: PenaltyInput) -> None:
+    for need, tensor in (("reference", view.ref_logp), ("entropy", view.entropy)):
+        if need in penalty.needs and tensor is None:
+            name = "ref_logp" if need == "reference" else need
+            raise UsageError(
+                f"{name}=None with a penalty {penalty.kind!r}",
+                f"the penalty is computed from it (weight {penalty.weight:g})",
+                f"{name} of shape {tuple(view.mask.shape)}, or an algorithm without this penalty",
+            )
 
 
 def token_rewards(
@@ -105,8 +134,12 @@ def token_rewards(
     mask: Bool[Tensor, "B T"],
 ) -> Float[Tensor, "B T"] | None:
     """-weight x penalty of the old policy, per token: what `in_reward` penalties take; None where there is none."""
+    expect_tokens("token_rewards", mask, old_logp=old_logp, ref_logp=ref_logp)
     view = PenaltyInput(logp=old_logp, old_logp=old_logp, ref_logp=ref_logp, entropy=None, mask=mask)
-    terms = [-p.weight * masked(p(view), mask) for p in algorithm.penalties if p.in_reward and p.weight]
+    wanted = [p for p in algorithm.penalties if p.in_reward and p.weight]
+    for penalty in wanted:
+        _given(penalty, view)
+    terms = [-p.weight * masked(p(view), mask) for p in wanted]
     return torch.stack(terms).sum(0).detach() if terms else None
 
 
@@ -154,6 +187,7 @@ def value_loss(
 
     `values` are the critic's before the update. Source: PPO's reference code; verl `compute_value_loss`.
     """
+    expect_tokens("value_loss", mask, vpred=vpred, values=values, returns=returns)
     v, old, target = masked(vpred, mask), masked(values, mask).detach(), masked(returns, mask).detach()
     plain = (v - target).square()
     if clip is None:

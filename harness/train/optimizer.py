@@ -43,11 +43,11 @@ class Optimizer:
         for p in self._params:
             p.grad = None
 
-    def step(self, lr: float) -> OptimizerStep:
-        """One update; a non-finite gradient changes nothing and is reported."""
+    def step(self, lr: float, *, finite: bool = True) -> OptimizerStep:
+        """One update; a non-finite gradient, or `finite=False`, changes nothing and is reported."""
         grads = [torch.zeros_like(m) if p.grad is None else p.grad.float() for p, m in self._pairs()]
         norm = float(torch.nn.utils.get_total_norm(grads))
-        if not math.isfinite(norm):
+        if not finite or not math.isfinite(norm):
             return OptimizerStep(grad_norm=norm, clipped=False, finite=False)
         scale = min(1.0, self._clip / (norm + 1e-6))
         for (_, master), grad in zip(self._pairs(), grads, strict=True):

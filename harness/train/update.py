@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -152,7 +153,7 @@ def _policy_step(
         if step.on_policy:
             old[micro.rows, : old_part.shape[1]] = old_part
         seen.append(_Seen(micro=micro, logp=logp, old=old_part, output=output))
-    done = optimizer.step(lr)
+    done = optimizer.step(lr, finite=all(bool(s.output.finite) for s in seen))
     return _trace(prepared, algorithm, seen, done, step.on_policy, critic)
 
 
@@ -216,7 +217,7 @@ def _trace(
         clipped_low=joined([s.output.clipped_low for s in seen], torch.bool),
         clipped_high=joined([s.output.clipped_high for s in seen], torch.bool),
         outside=joined([s.output.outside for s in seen], torch.bool),
-        loss=sum(float(s.output.loss.detach()) for s in seen),
+        loss=sum(float(s.output.loss.detach()) if bool(s.output.finite) else math.nan for s in seen),
         penalties={n: sum(float(s.output.penalties[n]) for s in seen) for n in names},
         grad_norm=done.grad_norm,
         grad_clipped=done.clipped,

@@ -258,6 +258,20 @@ def test_invalid_runs_are_named_and_not_ranked(tmp_path: Path) -> None:
     assert arm(report, "PPO")["invalid"] == [run.path.name]
 
 
+def test_a_run_with_a_warning_counts_and_says_why(tmp_path: Path) -> None:
+    write_fake_study(tmp_path / "s", ["GRPO", "PPO"], [0, 1, 2], 10)
+    run = read_study(tmp_path / "s").of("PPO")[0]
+    result = json.loads((run.path / "result.json").read_text())
+    reason = "nothing is ever clipped"
+    (run.path / "result.json").write_text(json.dumps({**result, "validity": "WARN", "validity_reasons": [reason]}))
+    report = build_report(read_study(tmp_path / "s"))
+    assert arm(report, "PPO")["n"] == 3
+    assert arm(report, "PPO")["invalid"] == []
+    page = parse(write_report(tmp_path / "s")["html"]).text
+    assert "WARN" in page
+    assert reason in page
+
+
 def test_ten_seeds_are_decided_by_the_max_t_permutation(tmp_path: Path) -> None:
     write_fake_study(
         tmp_path / "s",

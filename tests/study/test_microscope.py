@@ -235,6 +235,12 @@ def test_a_batch_that_teaches_nothing(tmp_path: Path) -> None:
     assert any("GSPO calibrated is left out" in n for n in record.notes)
 
 
+def test_a_clip_range_that_does_not_fit_is_a_note() -> None:
+    record, _ = replay(Request(folder=fixture_folder(), arms=("grpo", "gspo"), changes={"gspo:surrogate.high": 1e-7}))
+    assert record.weights.sd_log_s > 0
+    assert [n for n in record.notes if "almost every response is clipped" in n and "GSPO" in n.upper()]
+
+
 def test_the_newest_checkpoint(tmp_path: Path) -> None:
     """Old log-probs are the recorded ones, so weights that sampled give ratios of 1 and others do not."""
     run = copied(tmp_path / "run")

@@ -220,6 +220,69 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted() -> None:
     assert all(bool(p.isfinite().all()) for p in parts.trainer.nets.policy.parameters())
 
 
+class SpoiledLogps:
+    """`token_logps` of which one number of each pass of one kind is not finite."""
+
+    def __init__(self, inner: Any, where: str, value: float, reference: nn.Module | None) -> None:
+        self._inner, self._where, self._value, self._reference = inner, where, value, reference
+
+    def __call__(self, policy: nn.Module, input_ids: Tensor, select: Tensor, **options: Any) -> Any:
+        logp, entropy = self._inner(policy, input_ids, select, **options)
+        kind = "logp" if torch.is_grad_enabled() else "ref_logp" if policy is self._reference else "old_logp"
+        if kind == self._where:  # of every row
+            first = select.nonzero()[:, 0].diff(prepend=torch.full((1,), -1)) != 0
+            logp = torch.where(first, self._value, logp)
+        return logp, entropy
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("where", ["logp", "old_logp", "ref_logp"])
+@pytest.mark.parametrize("arm", ["grpo", "gspo"])
+def test_log_probs_that_are_not_finite_skip_the_step(arm: str, where: str, value: float) -> None:
+    """Even where a guard bounds the ratio, or a clamp hides the NaN from the gradient. `overrides={}`: with a KL."""
+    parts = assembly(arm, prompts=8, overrides={"penalties.kl": {"coef": 0.01}, "updates.mini_batches": 2})
+    nets = parts.trainer.nets
+    spoiled = SpoiledLogps(nets.token_logps, where, value, nets.reference)
+    before = {k: v.clone() for k, v in parts.optimizers.policy.tensors().items()}
+    outcome = one_step(replace(parts.trainer, nets=replace(nets, token_logps=spoiled)), Progress(), 0.0)
+    first = 0 if where == "old_logp" else 1  # its own forward pass is the first mini-batch's old policy
+    assert [t.nonfinite for t in outcome.traces] == [first, 1]
+    assert outcome.progress.optimizer_steps == 1 - first
+    row = step_row(outcome, parts)
+    assert row["loss/total/last"] is None
+    assert row["health/skipped_updates"] == row["health/nonfinite_loss"] == 1 + first
+    after = parts.optimizers.policy.tensors()
+    assert all(bool(v.isfinite().all()) for v in after.values())
+    if first:
+        assert after.keys() == before.keys()
+        assert all(torch.equal(after[k], v) for k, v in before.items())
+
+
+@pytest.mark.parametrize("arm", ["grpo", "ppo", "gfpo_adaptive"])
+def test_rewards_that_are_not_finite_leave_the_rest_of_the_batch(arm: str) -> None:
+    parts = assembly(arm, prompts=8)
+    inner, frozen = parts.trainer.collate, 5  # past the critic's warm-up
+
+    def spoiled(groups: Any) -> Any:
+        batch = inner(groups)
+        reward = batch.reward.clone()
+        reward[::5], reward[1::7] = float("nan"), float("inf")
+        return replace(batch, reward=reward)
+
+    outcome = one_step(replace(parts.trainer, collate=spoiled), Progress(step=frozen), 0.0)
+    assert outcome.prepared is not None
+    adv = outcome.prepared.advantages
+    bad = ~outcome.prepared.batch.reward.isfinite()
+    assert adv.advantages.isfinite().all()
+    assert (adv.advantages[bad] == 0).all()
+    assert outcome.traces
+    assert not any(t.nonfinite for t in outcome.traces)
+    assert torch.tensor(outcome.progress.history).isfinite().all()
+    for optimizer in (parts.optimizers.policy, parts.optimizers.critic):
+        assert optimizer is None or all(bool(v.isfinite().all()) for v in optimizer.tensors().values())
+    assert all(v is None or v - v == 0 for v in step_row(outcome, parts).values() if not isinstance(v, str))
+
+
 def test_a_batch_without_signal_changes_nothing() -> None:
     """All rewards equal: no row contributes, no forward pass is made, and the weights stay (no moments yet)."""
     parts = assembly(overrides={"penalties.kl": None}, task={"params": {"min_ops": 60, "max_ops": 60}})
