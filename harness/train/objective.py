@@ -113,7 +113,7 @@ def _finite(*parts: Tensor | None) -> Bool[Tensor, ""]:
 
     The loss alone does not tell: a guard bounds the ratio of an infinite log-prob, and clamps have no gradient at NaN.
     """
-    return torch.stack([p.detach().sum(dtype=torch.float64) for p in parts if p is not None]).sum().isfinite()
+    return torch.stack([p.detach().sum().double() for p in parts if p is not None]).sum().isfinite()
 
 
 def _given(penalty: Penalty, view: PenaltyInput) -> None:
