@@ -21,6 +21,7 @@ class Arm:
     algorithm: str  # name of the preset
     overrides: Mapping[str, Any] = field(default_factory=dict)
     bracket: Bracket = "outcome"  # arms with different reward information are never ranked together
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # recipe values of its own; controls only
 
 
 # GSPO's range in units of the drift's standard deviation. 1 : 4/3 keeps the published proportion 3e-4 : 4e-4; if log s
@@ -50,6 +51,8 @@ ARMS: Mapping[str, Arm] = {
     "random_reward": Arm(algorithm="random_reward", bracket="control"),
     "rft": Arm(algorithm="rft", bracket="control"),
     "grpo_batch_std": Arm(algorithm="grpo_batch_std", bracket="control"),
+    # GRPO in all but its learning rate: what still changes is the noise floor of engine and evaluation
+    "canary_lr0": Arm(algorithm="grpo", bracket="control", recipe={"lr": 0.0}),
 }
 
 

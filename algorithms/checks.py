@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from algorithms.parts.admission import MeanBetween
 from algorithms.parts.ratios import Sequence, SequenceValue
 from harness.core.algorithm import Algorithm
-from harness.core.errors import UsageError
+from harness.core.errors import UsageError, near
 from harness.core.ports import TaskInfo
+from harness.core.resolve import scheduled
+from harness.core.spec import Recipe, ScheduleEntry
 
 
 def refusals_for(algorithm: Algorithm, info: TaskInfo) -> None:
@@ -17,7 +21,7 @@ def refusals_for(algorithm: Algorithm, info: TaskInfo) -> None:
             "the task grades whole responses only, so there are no process rewards to learn from",
             "advantage=group, or a task that declares credit",
         )
-
+    _components(algorithm, info)
     if "values_past_end" in algorithm.needs:
         raise UsageError(
             f"{algorithm.name} with advantage {algorithm.advantage.kind!r}",
@@ -25,6 +29,30 @@ def refusals_for(algorithm: Algorithm, info: TaskInfo) -> None:
             "to be checked against TRL's numbers (harness conform), and a run would be another algorithm",
             "ppo, or ppo_openrlhf",
         )
+
+
+def refusals_along(algorithm: Algorithm, recipe: Recipe, schedule: Iterable[ScheduleEntry], info: TaskInfo) -> None:
+    """The same for everything that the algorithm becomes in the course of a schedule."""
+    entries = tuple(schedule)
+    for at in sorted({0.0, *(entry.at for entry in entries)}):
+        refusals_for(scheduled(algorithm, recipe, entries, at)[0], info)
+
+
+def _components(algorithm: Algorithm, info: TaskInfo) -> None:
+    if "components" in algorithm.needs and not info.components:
+        raise UsageError(
+            f"{algorithm.name} with advantage {algorithm.advantage.kind!r} on task {info.name}",
+            "it is made of the named parts of a reward, and the task declares none",
+            "advantage=group, or a task whose TaskInfo names its components",
+        )
+    wanted = [(part, name) for part in algorithm.parts() for name in part.component_names]
+    for part, name in wanted:
+        if name not in info.components:
+            raise UsageError(
+                f"{algorithm.name}: reward component {name!r} of {part.slot} {part.kind!r} on task {info.name}",
+                f"the task's rewards have {', '.join(info.components) or 'no'} components",
+                near(name, info.components) if info.components else "a task whose TaskInfo names its components",
+            )
 
 
 # Ranges in units of SD(log s) at which a sequence clip removes next to no rows, or next to all of them.

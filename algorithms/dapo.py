@@ -31,6 +31,7 @@ def build() -> Algorithm:
             max_rounds=10,  # the recipe's max_num_gen_batches
             on_exhausted="train",  # ours: train on what was admitted; the recipe raises
             keep_singletons=True,  # the recipe
+            carry_over=False,  # the recipe drops surplus groups
         ),
         selection=KeepAll(),
         rewards=(

@@ -55,6 +55,11 @@ PEERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "dapo_openrlhf": ("dapo", {"advantage.eps": 1e-9, "admission": "mean_between", "surrogate.dual": 10.0}),
     "gspo_trl": ("gspo", {**TRL_TOKEN, "aggregate": TRL_MEAN}),
     "gspo_verl": ("gspo", {"ratio": "sequence_value", "aggregate": VERL_MEAN}),
+    # its policy term is averaged by response whatever `loss_agg_mode` says; its KL term follows that mode's default
+    "gspo_verl_kl": (
+        "gspo",
+        {"ratio": "sequence_value", "aggregate": VERL_MEAN, "penalties.kl": {**VERL_KL, "aggregate": "token-mean"}},
+    ),
     "gspo_openrlhf": ("gspo", {"advantage.eps": 1e-9, "ratio.guard": None, "aggregate.eps": 1e-8}),
     "gfpo_trl": (
         "gfpo",

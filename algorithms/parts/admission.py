@@ -32,6 +32,13 @@ class Mixed(Admission):
     Such a group is the only kind with a non-zero group advantage. `correct` is the paper's constraint
     0 < #correct < G; `reward` would let all-correct groups of unequal length through.
     Source: DAPO Eq. 11 and its recipe (`max_num_gen_batches = 10`; groups of one sample always enter).
+
+    A refill generates whole batches, so it usually admits more groups than wanted. The recipe drops the surplus;
+    `carry_over` puts it first in the next batch: batch s = groups (s - 1) W + 1 ... s W of the stream of admitted
+    groups. Carried rows are one rollout batch off-policy. They keep the policy version and the behaviour log-probs of
+    their sampling, and their old log-probs are computed anew like everybody's, under the weights at the start of the
+    batch that trains on them; `correction=importance` weighs the gap between the two. Their tokens count once, when
+    sampled.
     """
 
     kind: ClassVar[str] = "mixed"
@@ -39,6 +46,11 @@ class Mixed(Admission):
     max_rounds: int = Field(default=10, ge=0)  # generation batches per step; 0 = no limit
     on_exhausted: Literal["train", "raise"] = "train"  # the recipe raises; ours trains on what was admitted
     keep_singletons: bool = True
+    carry_over: bool = False
+
+    @property
+    def carries(self) -> bool:
+        return self.carry_over
 
     @property
     def refill(self) -> tuple[int, Literal["train", "raise"]]:

@@ -66,6 +66,10 @@ class SumThenNormalize(Advantage):
     def needs(self) -> frozenset[Need]:
         return frozenset({"components"})
 
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        return tuple(self.weights or ())
+
     def __call__(self, view: AdvantageInput) -> Advantages:
         parts = weighted(view, self.weights)
         summed = replace(view, reward=total(parts, view.reward), kept=usable(parts, view))
@@ -89,6 +93,10 @@ class NormalizeThenSum(Advantage):
     @property
     def needs(self) -> frozenset[Need]:
         return frozenset({"components"})
+
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        return tuple(self.weights or ())
 
     def __call__(self, view: AdvantageInput) -> Advantages:
         parts = weighted(view, self.weights)

@@ -24,6 +24,8 @@ class Kl(Penalty):
     `bound` limits every estimator's value (OpenRLHF: 10). `target` makes the coefficient adaptive: after each rollout
     batch it moves so that the KL in the reward, averaged over responses, approaches the target (`kl.adapted`).
     Moving k3 from loss to reward changes place and divergence together; k2 in the loss is the level between.
+    `aggregate` averages the term in the loss in its own way: verl's GSPO averages the policy term by response and the
+    KL term by its `loss_agg_mode`.
     """
 
     kind: ClassVar[str] = "kl"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, final
+from collections.abc import Sequence
+from typing import ClassVar, Self, final
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from algorithms.parts import tdigest as sketch
+from harness.core.errors import UsageError
 from harness.core.masked import group_sum
 from harness.core.parts import RowView, Selected, Selection
 from harness.core.registry import part
@@ -93,8 +96,10 @@ class Adaptive(Selection):
 
     mu_g = mean reward of the group, appended to the history before the query (groups in index order);
     k = k_very_hard if mu_g < q25, k_hard if < q50, k_medium if < q75, else k_easy; k_very_hard until more than
-    `warmup_prompts` prompts were seen. Quantiles are exact (linear interpolation) where the paper uses a t-digest, and
-    run over the last `window` prompts where one is set.
+    `warmup_prompts` prompts were seen. Quantiles are exact (linear interpolation) and run over the last `window`
+    prompts where one is set. `tdigest` takes them, as the paper does, from a t-digest of all prompts instead, of at
+    most that many centroids: the same up to that many prompts, an estimate in bounded memory beyond. With a reward of
+    few levels an estimate just beside a level changes k for all prompts of that level.
     Source: GFPO Algorithm 2 (8, 8, 6, 4 of 16).
     """
 
@@ -105,6 +110,27 @@ class Adaptive(Selection):
     k_easy: int = Field(default=4, ge=1)
     warmup_prompts: int = Field(default=64, ge=0)  # two rollout batches of 32 prompts; the paper: "a few steps"
     window: int | None = Field(default=None, ge=1)  # prompts; None = all, as in the paper
+    tdigest: int | None = Field(default=None, ge=10)  # centroids; None = exact quantiles
+
+    @model_validator(mode="after")
+    def _sketched(self) -> Self:
+        if self.tdigest is not None and self.window is not None:
+            raise UsageError(
+                f"selection.tdigest={self.tdigest} with selection.window={self.window}",
+                "a t-digest forgets nothing, so there is no window in it",
+                "one of them",
+            )
+        if self.tdigest is not None and not sketch.available():
+            raise UsageError(
+                f"selection.tdigest={self.tdigest}",
+                "the package fastdigest, which computes it, is not installed",
+                "pip install 'rl-harness[tdigest]', or exact quantiles (without selection.tdigest)",
+            )
+        return self
+
+    @property
+    def state(self) -> str:
+        return "group_means" if self.tdigest is None else f"tdigest_{self.tdigest}"
 
     @property
     def k(self) -> int:
@@ -123,16 +149,27 @@ class Adaptive(Selection):
         above = int((seen[-1] >= self.quartiles(seen)).sum())
         return (self.k_very_hard, self.k_hard, self.k_medium, self.k_easy)[above]
 
+    def follow(self, history: tuple[float, ...], means: Sequence[float]) -> tuple[list[int], tuple[float, ...]]:
+        """k of each further prompt, given the mean rewards of their groups in order, and the history with them."""
+        if self.tdigest is None:
+            seen = torch.tensor([*history, *means], dtype=torch.float64)
+            return [self.choose(seen[:end]) for end in range(len(history) + 1, len(seen) + 1)], tuple(seen.tolist())
+        found, state = sketch.follow(history, means, self.tdigest)
+        return [self._choose_by(mean, after) for mean, after in zip(means, found, strict=True)], state
+
+    def _choose_by(self, mean: float, after: sketch.Seen) -> int:
+        if after.values <= self.warmup_prompts:
+            return self.k_very_hard
+        above = sum(mean >= q for q in after.quartiles)
+        return (self.k_very_hard, self.k_hard, self.k_medium, self.k_easy)[above]
+
     def __call__(self, view: RowView, history: tuple[float, ...]) -> Selected:
         known = view.reward.isfinite()
         sizes = torch.bincount(view.group[known], minlength=view.num_groups)
         reward = torch.where(known, view.reward, 0.0).double()
         means = (group_sum(reward, view.group, view.num_groups) / sizes.clamp(min=1))[sizes > 0]
-        seen = torch.tensor([*history, *means.tolist()], dtype=torch.float64)
+        chosen, after = self.follow(history, means.tolist())
         # A group without a finite reward has no difficulty: no trace in the history, and the k of the warm-up.
-        last = (len(history) + (sizes > 0).cumsum(0)).tolist()
-        ends = zip(last, sizes.tolist(), strict=True)
-        chosen = [self.choose(seen[:end]) if some else self.k_very_hard for end, some in ends]
-        k = torch.tensor(chosen, dtype=torch.int64)
-        kept = best_of_group(view, -view.length.to(view.reward.dtype), k.to(view.group.device))
-        return Selected(kept=kept, history=tuple(seen.tolist()))
+        k = _constant(view, self.k_very_hard)
+        k[sizes > 0] = torch.tensor(chosen, dtype=k.dtype, device=k.device)
+        return Selected(kept=best_of_group(view, -view.length.to(view.reward.dtype), k), history=after)

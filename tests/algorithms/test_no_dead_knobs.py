@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from algorithms.parts.selection import Adaptive
 from harness.core.algorithm import MANY, SLOTS, Algorithm, leaves, override
 from harness.core.errors import UsageError
-from harness.core.parts import AdvantageInput, Advantages, ExclusionView, GroupView, RowView
+from harness.core.parts import AdvantageInput, Advantages, ExclusionView, GroupView, Part, RowView
 from harness.core.registry import algorithm, algorithm_names, part_kinds
 from harness.rollout.refill import Refill, RefillExhausted
 from harness.train.objective import (
@@ -23,6 +24,7 @@ from harness.train.objective import (
     micro_totals,
     next_penalty_weight,
     policy_loss,
+    ratio_base,
     rollout_weights,
     token_rewards,
     value_loss,
@@ -34,15 +36,19 @@ from tests.algorithms.batches import Batch, make_batch
 INERT = {
     ("likelihood", "ratio"): "maximum likelihood has no ratio",
     ("likelihood", "ratio.guard"): "maximum likelihood has no ratio",
+    ("fault_inf", "penalties.fault_inf.aggregate"): "infinite under every mean",
+    ("likelihood", "old_logp"): "maximum likelihood has no ratio",
     ("correct", "rewards"): "rejection sampling reads the task's verdict, not the reward",
     ("std=none", "advantage.eps"): "nothing is divided by",
     ("std=none", "advantage.scope"): "nothing is divided by",
     ("epochs=0", "updates.mini_batches"): "it never updates",
     ("k1", "penalties.kl.clamp"): "verl's clamp guards k3 only",
     ("k2", "penalties.kl.clamp"): "verl's clamp guards k3 only",
+    ("fault_noise", "correction.sd"): "it disturbs what the sampler reports, which only metrics read",
 }
 TOGETHER: dict[str, list[dict[str, Any]]] = {
     "penalties.kl.target": [{"penalties.kl": {"target": 0.1, "horizon": 100.0, "place": "reward"}}],
+    "selection.tdigest": [{"selection.tdigest": 10}],
     "penalties.kl.horizon": [{"penalties.kl": {"target": 0.1, "horizon": 50.0, "place": "reward"}}],
 }
 ROWS = torch.arange(25)
@@ -108,7 +114,7 @@ def sampling(a: Algorithm) -> list[Any]:
     decisions = [decision(n, r) for n in (0, 3) for r in range(1, 14)]
     updates = plan_updates(SimpleNamespace(batch=batch), a, (0, 1))  # type: ignore[arg-type]
     size = (a.siblings, a.prompts_factor * 8)
-    return [a.admission(view), a.admission(lower), decisions, plan.size(1), size, updates]
+    return [a.admission(view), a.admission(lower), decisions, plan.size(1), plan.split(range(6)), size, updates]
 
 
 def shaped(a: Algorithm) -> tuple[RowView, Tensor, Tensor, Tensor, Any]:
@@ -125,7 +131,9 @@ def shaped(a: Algorithm) -> tuple[RowView, Tensor, Tensor, Tensor, Any]:
     )
     for part in a.rewards:
         view = replace(view, reward=part(view))
-    selected = a.selection(view, tuple(i / 70 for i in range(70)))
+    seen = [i / 70 for i in range(70)]
+    history = a.selection.follow((), seen)[1] if isinstance(a.selection, Adaptive) else ()
+    selected = a.selection(view, history)
     truncated = torch.arange(25) % 5 == 2
     mask, counted = loss_mask(a, batch.mask, ExclusionView(kept=selected.kept, truncated=truncated))
     return view, selected.kept, mask, counted, selected.history
@@ -183,7 +191,7 @@ def losses(a: Algorithm, found: Advantages, mask: Tensor, counted: Tensor) -> li
             + policy_loss(
                 a,
                 logp=logp[rows],
-                old_logp=old,
+                old_logp=ratio_base(a, old, behaviour),
                 ref_logp=batch.ref_logp[rows],
                 entropy=batch.entropy[rows],
                 advantages=found.advantages[rows],
@@ -225,14 +233,33 @@ def other_values(a: Algorithm, path: str, value: Any) -> Iterator[dict[str, Any]
     if isinstance(value, bool):
         yield {path: not value}
         return
-    kind = head.split(".")[1] if slot in MANY and "." in head else (getattr(a, slot).kind if slot in SLOTS else "")
+    if path == "old_logp":
+        yield {path: "rollout"}
+        return
+    if name in SLOTS:  # a part inside a part
+        yield from ({path: k} for k in (*part_kinds(name), None) if k != value)
+        return
     if slot in SLOTS:
-        annotation = part_kinds(slot)[kind].model_fields[name].annotation
+        annotation = type(part_at(a, head)).model_fields[name].annotation
         yield from ({path: v} for v in options(annotation) if v != value)
         if name == "weights":
             yield {path: {"a": 1.0, "b": 3.0}}
     numbers: tuple[Any, ...] = (1, 2, 3, 4, 70, 1000, 0) if isinstance(value, int) else ()
     yield from ({path: v} for v in (*numbers, 0.5, 0.02, 0.9, 1.5, 3.0, 0.0, 2, -1.0) if v != value)
+
+
+def part_at(a: Algorithm, path: str) -> Part:
+    """The part whose fields are the leaves below a path."""
+    slot, *inside = path.split(".")
+    found: Part
+    if slot in MANY:
+        [found] = [p for p in getattr(a, slot) if p.kind == inside[0]]
+        inside = inside[1:]
+    else:
+        found = getattr(a, slot)
+    for name in inside:
+        found = getattr(found, name)
+    return found
 
 
 def options(annotation: Any) -> list[Any]:

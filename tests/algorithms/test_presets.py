@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -141,6 +142,33 @@ def test_process_advantage_needs_a_task_with_credit() -> None:
     with pytest.raises(UsageError, match="process rewards"):
         checks.refusals_for(build_arm("grpo_process"), TASK)
     checks.refusals_for(build_arm("grpo"), TASK)
+
+
+WITH_COMPONENTS = replace(TASK, components=("outcome", "style"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "info", "words"),
+    [
+        ({}, TASK, ["normalize_then_sum", "the task declares none", "advantage=group"]),
+        ({"advantage": "sum_then_normalize"}, TASK, ["sum_then_normalize", "the task declares none"]),
+        ({"advantage.weights": {"outcome": 1.0, "stile": 0.5}}, WITH_COMPONENTS, ["'stile'", "did you mean style"]),
+        ({"advantage.weights": {"outcome": 1.0}}, TASK, ["the task declares none"]),
+    ],
+)
+def test_reward_components_are_checked_against_the_task(
+    changes: dict[str, Any], info: TaskInfo, words: list[str]
+) -> None:
+    record = override(algorithm("gdpo"), changes) if changes else algorithm("gdpo")
+    with pytest.raises(UsageError) as error:
+        checks.refusals_for(record, info)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_components_that_the_task_declares_are_accepted() -> None:
+    for changes in ({"advantage.eps": 1e-3}, {"advantage.weights": {"style": 2.0}}):
+        checks.refusals_for(override(algorithm("gdpo"), changes), WITH_COMPONENTS)
+    checks.refusals_for(algorithm("grpo"), TASK)
 
 
 @pytest.mark.parametrize(

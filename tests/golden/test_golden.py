@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +17,12 @@ from algorithms.parts.selection import Shortest
 from harness.commands.conform import FAILED, run_conform
 from harness.conform import losses, records
 from harness.conform.cases import BUNDLED, case_files, load
-from harness.conform.check import METRICS, SKETCHES, check, compare, find_loss
+from harness.conform.check import METRICS, OUR_SKETCH, SKETCHES, check, compare, find_loss
 from harness.conform.suites import LOSS_SUITES, SUITES
 from harness.core.errors import UsageError
 from harness.core.shapes import Tensor
 from harness.train.objective import batch_totals, policy_loss
+from tests.architecture.source import ROOT
 
 FILES = case_files(None)
 
@@ -86,6 +90,24 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["suites"][0]["failed"] == ["grpo_trl__b: loss"]
 
 
+@pytest.mark.system("python:fastdigest")
+def test_agreement_of_sketches_is_reported_and_never_judged(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_conform(None, None, ("gfpo_adaptive_k",), False) == 0
+    said = capsys.readouterr().out
+    for sketch in ("the quantile sketch of crick", "the quantile sketch of tdigest", "our t-digest"):
+        assert f"k by {sketch} equals k by our exact quantiles on" in said
+    (result,) = check(FILES, only=("gfpo_adaptive_k",))
+    assert 0.9 < result.agreement[OUR_SKETCH] < 1, "close, but an estimate"
+
+
+def test_a_digest_that_cannot_be_computed_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "fastdigest", None)
+    assert run_conform(None, None, ("gfpo_adaptive_k",), False) == 0
+    assert "our t-digest was not compared: fastdigest is not installed" in capsys.readouterr().out
+
+
 def test_an_output_that_we_do_not_give_fails(tmp_path: Path) -> None:
     altered(BUNDLED / "grpo_trl__ragged.npz", tmp_path / "x.npz", out__something=1.0)
     (result,) = check([tmp_path / "x.npz"])
@@ -110,9 +132,36 @@ def test_an_unknown_suite_is_an_error(tmp_path: Path) -> None:
 def test_wrong_folders_and_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no \.npz"):
         case_files(tmp_path)
+    with pytest.raises(UsageError, match="no such folder"):
+        case_files(tmp_path / "nowhere")
     (tmp_path / "x.npz").write_text("no archive")
     with pytest.raises(UsageError, match="golden case"):
         load(tmp_path / "x.npz")
+
+
+def test_without_a_checkout_a_folder_must_be_named(tmp_path: Path) -> None:
+    """The packages alone, as a wheel installs them; a folder that is named works there too."""
+    for name in ("harness", "algorithms", "tasks"):
+        for file in (ROOT / name).rglob("*.py"):
+            target = tmp_path / "site" / file.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes())
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+
+    def conform(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from harness.cli import main; main()", "conform", *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120, check=False
+        )
+
+    refused = conform()
+    assert refused.returncode == 2, refused.stderr
+    for words in ("conform without a folder", "installed without a checkout", "harness conform DIR"):
+        assert words in refused.stderr
+    assert str(tmp_path) not in refused.stderr
+    named = conform(str(BUNDLED), "--suite", "grpo_trl")
+    assert named.returncode == 0, named.stderr
+    assert "6 of 6 cases" in named.stdout
 
 
 def theirs(inputs: dict[str, Tensor], hyper: dict[str, object]) -> Tensor:

@@ -88,6 +88,14 @@ def gspo_loss(logp: Sequence[Row], old: Sequence[Row], adv: Row, low: float, hig
     return total, grads
 
 
+def k3_token_mean(logp: Sequence[Row], ref: Sequence[Row]) -> tuple[float, list[list[float]]]:
+    """Mean over all tokens of exp(-d) + d - 1, d = logp - ref, and its gradient (1 - exp(-d)) / N."""
+    tokens = sum(len(row) for row in logp)
+    gaps = [[new - old for new, old in zip(a, b, strict=True)] for a, b in zip(logp, ref, strict=True)]
+    total = sum(math.exp(-d) + d - 1 for row in gaps for d in row)
+    return total / max(tokens, 1), [[(1 - math.exp(-d)) / tokens for d in row] for row in gaps]
+
+
 def leave_one_out(rewards: Row, groups: Sequence[int]) -> list[float]:
     """RLOO: reward minus the mean reward of the others in the group; 0 for a group of one."""
     result = []
