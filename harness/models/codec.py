@@ -31,6 +31,20 @@ class TextCodec:
         """Prompt tokens."""
         return encode(self._tokenizer, self._template, messages)
 
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text as a response would hold them: no template, no special tokens."""
+        return tuple(int(i) for i in self._tokenizer.encode(text, add_special_tokens=False))
+
+    def read_back(self, ids: Sequence[int]) -> str:
+        """Text of tokens with their special tokens."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    @property
+    def start_id(self) -> int | None:
+        """The token that begins a text, where the tokenizer has one."""
+        found = self._tokenizer.bos_token_id
+        return found if isinstance(found, int) else None
+
     def decode(self, ids: Sequence[int]) -> str:
         """Response text without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -69,6 +69,13 @@ def load(spec: ModelSpec, *, seed: int, device: str, dtype: str) -> LoadedModel:
     )
 
 
+def pinned(spec: ModelSpec, seed: int) -> ModelSpec:
+    """The model whose initial weights are those that `seed` chooses, whatever the seed of the run."""
+    if spec.name != "tiny" or "coldstart" in spec.params:
+        return spec
+    return spec.model_copy(update={"params": {**spec.params, "coldstart": seed % NUM_COLDSTARTS}})
+
+
 def end_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """All end-of-sequence ids: the tokenizer's, the generation config's (may be a list), the config's."""
     generation = getattr(policy, "generation_config", None)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.core.ports import Task
-from harness.core.spec import ModelSpec, StudySpec
+from harness.core.spec import ModelSpec, RunSpec, StudySpec
 from harness.models.template import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+PROMPTS_LOOKED_AT = 8
 
 
 def check_prompt(spec: StudySpec, task: Task) -> None:
@@ -17,6 +20,29 @@ def check_prompt(spec: StudySpec, task: Task) -> None:
     tokenizer = tokenizer_of(spec.model)
     for split in ("train", "validation", "test"):
         encode(tokenizer, spec.task.template, task.item(split, 0).messages)
+
+
+def longest_response(spec: RunSpec, task: Task) -> int | None:
+    """Response tokens for which the first items of the task leave room; None where the config does not say."""
+    tokenizer = tokenizer_of(spec.model)
+    prompts = (task.item(split, i) for split in ("train", "validation") for i in range(PROMPTS_LOOKED_AT))
+    prompt = max(len(encode(tokenizer, spec.task.template, p.messages)) for p in prompts)
+    if spec.model.name == "tiny":
+        from harness.models.tiny import CONTEXT
+
+        return CONTEXT - prompt
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(place_of(spec.model), revision=spec.model.params.get("revision", "main"))
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit - prompt if isinstance(limit, int) else None
+
+
+def place_of(model: ModelSpec) -> str:
+    """Where transformers finds a model that is not the embedded one."""
+    from harness.models.smollm2 import converted
+
+    return str(converted()) if model.name == "smollm2-135m" else model.name
 
 
 def tokenizer_of(model: ModelSpec) -> PreTrainedTokenizerBase:
@@ -27,8 +53,7 @@ def tokenizer_of(model: ModelSpec) -> PreTrainedTokenizerBase:
         return tiny_tokenizer()
     from transformers import AutoTokenizer
 
-    from harness.models.smollm2 import converted
-
-    place = str(converted()) if model.name == "smollm2-135m" else model.name
-    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, revision=model.params.get("revision", "main"))
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        place_of(model), revision=model.params.get("revision", "main")
+    )
     return found

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CHUNK_LOGITS = 1 << 24  # logits held at once: 64 MiB in float32
+WHOLE = 1 << 62  # tokens: no chunks
 
 _plain_head: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from harness.core.algorithm import Algorithm
-from harness.train.networks import Networks, critic_values, micro_batches
+from harness.train.networks import Networks, blocks, critic_values, run_prompts
 from harness.train.objective import batch_totals, micro_totals, value_loss
 from harness.train.optimizer import Optimizer
 from harness.train.prepare import Prepared
@@ -22,6 +22,7 @@ class CriticStep:
     loss: float
     clip_frac: float
     grad_norm: float
+    finite: bool  # False: loss or gradient was not, and the step was skipped
 
     def metrics(self) -> Mapping[str, float]:
         return {"loss": self.loss, "clip_frac": self.clip_frac, "grad_norm": self.grad_norm}
@@ -47,19 +48,24 @@ def critic_step(
     place = {row: i for i, row in enumerate(rows)}
     optimizer.zero_grad()
     loss = clipped = 0.0
-    for micro in micro_batches(prepared.rows, rows, nets.micro_batch_tokens):
-        cut = micro.mask.shape[1]
-        part = value_loss(
-            vpred=critic_values(nets.critic, micro),
-            values=values[micro.rows, :cut],
-            returns=returns[micro.rows, :cut],
-            mask=micro.mask,
-            totals=micro_totals(totals, torch.tensor([place[r] for r in micro.rows.tolist()])),
-            clip=plan.value_clip,
-            aggregate=algorithm.aggregate,
-        )
-        part.loss.backward()
-        loss += float(part.loss.detach())
-        clipped += float(part.clipped.sum())
+    for block in blocks(prepared.rows, rows, nets):
+        prompts = run_prompts(nets, nets.critic, block)
+        for micro in block.micros:
+            cut = micro.mask.shape[1]
+            part = value_loss(
+                vpred=critic_values(nets.critic, micro, prompts),
+                values=values[micro.rows, :cut],
+                returns=returns[micro.rows, :cut],
+                mask=micro.mask,
+                totals=micro_totals(totals, torch.tensor([place[r] for r in micro.rows.tolist()])),
+                clip=plan.value_clip,
+                aggregate=algorithm.aggregate,
+            )
+            part.loss.backward()
+            loss += float(part.loss.detach())
+            clipped += float(part.clipped.sum())
+        if prompts is not None:
+            prompts.backward()
     done = optimizer.step(lr, finite=math.isfinite(loss))
-    return CriticStep(loss=loss, clip_frac=clipped / max(1.0, totals.tokens), grad_norm=done.grad_norm)
+    share = clipped / max(1.0, totals.tokens)
+    return CriticStep(loss=loss, clip_frac=share, grad_norm=done.grad_norm, finite=done.finite)

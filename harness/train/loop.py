@@ -16,7 +16,7 @@ from harness.core.types import RolloutBatch, RolloutGroup, UpdateTrace
 from harness.train.networks import Networks
 from harness.train.optimizer import learning_rate
 from harness.train.prepare import Prepared, TaskFacts, prepare
-from harness.train.update import Optimizers, Rates, old_logps, plan_updates, update
+from harness.train.update import Optimizers, Plan, Rates, old_logps, plan_updates, update
 
 SHUFFLE = 11  # stream of the mini-batch order
 
@@ -31,7 +31,9 @@ class Progress:
     trained_tokens: int = 0  # tokens with a weight in a backward pass
     prompts: int = 0
     refill_cursor: int = 0
+    carried: tuple[RolloutGroup, ...] = ()  # admitted beyond the last batch, for the next
     history: tuple[float, ...] = ()  # state of the selection
+    history_of: str | None = None  # what it holds; a selection that keeps another state begins anew
     penalty_weight: float | None = None  # state of an adaptive penalty; None = the record's own
     wallclock_s: float = 0.0
 
@@ -41,6 +43,8 @@ class Batch(Protocol):
 
     @property
     def groups(self) -> list[RolloutGroup]: ...
+    @property
+    def carried(self) -> list[RolloutGroup]: ...
     @property
     def sampled(self) -> list[RolloutGroup]: ...
     @property
@@ -71,6 +75,7 @@ class Trainer:
     collate: Callable[[Sequence[RolloutGroup]], RolloutBatch]
     sync: Callable[[int], None]  # weights -> sampler, stamped with a policy version
     clock: Callable[[], float]
+    plan: Callable[[Prepared, Algorithm, tuple[int, ...]], Plan] = plan_updates  # rows of each optimizer step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +87,12 @@ class StepOutcome:
     prepared: Prepared | None  # None where no group was admitted
     old_logp: Tensor | None
     traces: Sequence[UpdateTrace]
+    critic_skipped: int | None  # the critic's optimizer steps without finite numbers; None where there is no critic
     fraction: float  # of the budget, at the start of the step
     lr: float
     actor_frozen: bool
     moved: tuple[float, float] | None  # (||theta' - theta||, ||theta||) over the step, where measured
+    history: Mapping[str, tuple[float, ...]]  # what the selection knew before this batch, by the name of its state
     seconds: Mapping[str, float] = field(default_factory=dict)  # by phase
 
 
@@ -115,6 +122,8 @@ def one_step(trainer: Trainer, progress: Progress, fraction: float) -> StepOutco
     rates = Rates(
         policy=learning_rate(recipe, recipe.lr, fraction), critic=learning_rate(recipe, recipe.critic_lr, fraction)
     )
+    state = algorithm.selection.state
+    progress = _remembering(progress, state)
     trained = (
         _train_on(trainer, algorithm, recipe, progress, gathered, rates, frozen) if gathered.groups else _Trained()
     )
@@ -126,6 +135,7 @@ def one_step(trainer: Trainer, progress: Progress, fraction: float) -> StepOutco
         trained_tokens=progress.trained_tokens + trained.tokens,
         prompts=progress.prompts + len(gathered.sampled),
         refill_cursor=gathered.refill_cursor,
+        carried=tuple(gathered.carried),
         history=trained.prepared.history if trained.prepared is not None else progress.history,
         penalty_weight=progress.penalty_weight if trained.prepared is None else trained.prepared.penalty_weight,
         wallclock_s=progress.wallclock_s + trainer.clock() - start,
@@ -137,12 +147,21 @@ def one_step(trainer: Trainer, progress: Progress, fraction: float) -> StepOutco
         prepared=trained.prepared,
         old_logp=trained.old_logp,
         traces=trained.traces,
+        critic_skipped=None if trainer.nets.critic is None else trained.critic_skipped,
         fraction=fraction,
         lr=rates.policy,
         actor_frozen=frozen,
         moved=trainer.optimizers.policy.moved(),
+        history={} if state is None else {state: progress.history},
         seconds={**seconds, **trained.seconds},
     )
+
+
+def _remembering(progress: Progress, state: str | None) -> Progress:
+    """Progress with a history that the selection understands: an empty one where another kind of it was kept."""
+    if state is None or state == progress.history_of:
+        return progress
+    return replace(progress, history=(), history_of=state)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +169,7 @@ class _Trained:
     prepared: Prepared | None = None
     old_logp: Tensor | None = None
     traces: Sequence[UpdateTrace] = ()
+    critic_skipped: int = 0
     tokens: int = 0  # in the backward passes
     seconds: Mapping[str, float] = field(default_factory=lambda: {"prepare": 0.0, "logp": 0.0, "update": 0.0})
 
@@ -170,28 +190,31 @@ def _train_on(
     key = (trainer.seed, progress.step)
     prepared = prepare(trainer.collate(gathered.groups), algorithm, nets, facts, key, progress.history)
     ready = trainer.clock()
-    plan = plan_updates(prepared, algorithm, (*key, SHUFFLE))
+    plan = trainer.plan(prepared, algorithm, (*key, SHUFFLE))
     if frozen:
         old = torch.zeros(prepared.batch.mask.shape, device=prepared.batch.mask.device)  # nothing will read it
     else:
         old = old_logps(prepared, plan, algorithm, nets).clone()
     logged = trainer.clock()
-    steps = update(
-        prepared,
-        algorithm,
-        nets,
-        trainer.optimizers,
-        rates,
-        old,
-        plan,
-        actor_frozen=frozen,
-        width=recipe.max_new_tokens,
-    )
-    traces = [trace for trace in steps if trace is not None]
+    steps = [
+        *update(
+            prepared,
+            algorithm,
+            nets,
+            trainer.optimizers,
+            rates,
+            old,
+            plan,
+            actor_frozen=frozen,
+            width=recipe.max_new_tokens,
+        )
+    ]
+    traces = [done.policy for done in steps if done.policy is not None]
     return _Trained(
         prepared=prepared,
         old_logp=None if frozen else old,
         traces=traces,
+        critic_skipped=sum(done.critic is not None and not done.critic.finite for done in steps),
         tokens=sum(int(trace.mask.sum()) for trace in traces),
         seconds={"prepare": ready - start, "logp": logged - ready, "update": trainer.clock() - logged},
     )

@@ -69,7 +69,9 @@ def policy_loss(
     totals: BatchTotals,
     weights: Float[Tensor, "B T"] | None = None,
 ) -> LossOutput:
-    """loss = agg(w surrogate(ratio, A)) + sum of weight x agg(penalty), for one micro-batch.
+    """loss = agg(w surrogate(ratio, A)) + sum over penalties p of weight_p x agg_p(p), for one micro-batch.
+
+    agg_p is the algorithm's agg unless the penalty names its own.
 
     Because `totals` belong to the mini-batch, the losses of its micro-batches add up to the mini-batch's.
     `weights` w are those of the rollout correction, constants; None = 1.
@@ -92,7 +94,8 @@ def policy_loss(
         if penalty.in_reward or not penalty.weight:
             continue
         _given(penalty, view)
-        value = algorithm.aggregate(penalty(view), mask, totals)
+        aggregate = algorithm.aggregate if penalty.aggregate is None else penalty.aggregate
+        value = aggregate(penalty(view), mask, totals)
         loss = loss + penalty.weight * value
         values[penalty.kind] = value.detach()
     return LossOutput(
@@ -151,6 +154,16 @@ def rollout_weights(
 ) -> Float[Tensor, "B T"] | None:
     """The correction's weights; None where every one of them is 1."""
     return algorithm.correction(old_logp, behaviour_logp, mask).detach() if algorithm.correction.active else None
+
+
+def ratio_base(
+    algorithm: Algorithm, old_logp: Float[Tensor, "B T"], behaviour_logp: Float[Tensor, "B T"]
+) -> Float[Tensor, "B T"]:
+    """What the ratio divides by: `old_logp` as the trainer computes it, or the sampler's own log-probs.
+
+    Source of the second: GSPO (2507.18071) section 5.4, which would spare the old-log-prob pass.
+    """
+    return behaviour_logp if algorithm.old_logp == "rollout" else old_logp
 
 
 def next_penalty_weight(

@@ -66,6 +66,7 @@ def prepare(
 ) -> Prepared:
     """Everything that is constant during the updates of this batch; what was `recorded` is not computed again."""
     known = recorded or Recorded()
+    batch = replace(batch, behaviour_logp=algorithm.correction.reported(batch.behaviour_logp, batch.mask, key))
     view = _view(batch, facts, key)
     for part in algorithm.rewards:
         view = replace(view, reward=part(view))
@@ -76,7 +77,8 @@ def prepare(
     needs_old = any(p.in_reward for p in algorithm.penalties)
     old = known.old_logp
     if old is None and needs_old:
-        old = no_grad_logps(nets, nets.policy, rows, everything)
+        sampled = algorithm.old_logp == "rollout"
+        old = batch.behaviour_logp if sampled else no_grad_logps(nets, nets.policy, rows, everything)
     ref = no_grad_logps(nets, nets.reference, rows, everything) if nets.reference is not None else None
     values = known.values
     if values is None and nets.critic is not None:

@@ -14,8 +14,16 @@ from harness.core.randomness import permutation
 from harness.core.shapes import Float, Tensor
 from harness.core.types import BatchTotals, LossOutput, UpdateTrace
 from harness.train.critic import CriticStep, critic_step
-from harness.train.networks import MicroBatch, Networks, micro_batches, no_grad_logps, policy_logps
-from harness.train.objective import batch_totals, micro_totals, policy_loss, rollout_weights
+from harness.train.networks import (
+    MicroBatch,
+    Networks,
+    SharedPrompts,
+    blocks,
+    no_grad_logps,
+    policy_logps,
+    run_prompts,
+)
+from harness.train.objective import batch_totals, micro_totals, policy_loss, ratio_base, rollout_weights
 from harness.train.optimizer import Optimizer, OptimizerStep
 from harness.train.prepare import Prepared
 
@@ -62,27 +70,39 @@ def plan_updates(prepared: Prepared, algorithm: Algorithm, key: tuple[int, ...])
 
 
 def old_logps(prepared: Prepared, plan: Plan, algorithm: Algorithm, nets: Networks) -> Float[Tensor, "B T"]:
-    """Log-probs under the weights that sampled, for the rows that need them.
+    """Log-probs of the old policy, for the rows that need them.
 
-    The first mini-batch is updated under those very weights, so its update forward supplies them: with one update
-    per rollout batch there is no extra pass at all, and its ratios are exactly 1.
+    The sampler's own, where the algorithm divides by those. Otherwise under the weights at the start of the rollout
+    batch. That is the policy which sampled the batch, but for rows that were carried over from an earlier step: theirs
+    are computed anew like all others. The first mini-batch is updated under those very weights, so its update forward
+    supplies them: with one update per rollout batch there is no extra pass at all, and its ratios are exactly 1.
     """
     if prepared.old_logp is not None:
         return prepared.old_logp
-    later = {r for rows in plan.mini_batches[1 : plan.first_epoch] for r in rows}
-    wanted = [r for r in trained_rows(prepared, algorithm) if r in later]
+    if algorithm.old_logp == "rollout":
+        return prepared.batch.behaviour_logp
+    later = {r for rows in plan.mini_batches[int(nets.reuse_forward) : plan.first_epoch] for r in rows}
+    wanted = [r for r in trained_rows(prepared, algorithm, nets) if r in later]
     return no_grad_logps(nets, nets.policy, prepared.rows, wanted)
 
 
-def trained_rows(prepared: Prepared, algorithm: Algorithm) -> list[int]:
+def trained_rows(prepared: Prepared, algorithm: Algorithm, nets: Networks) -> list[int]:
     """Rows that can contribute to the gradient: those with an advantage, or every non-empty row.
 
-    The latter under a penalty, and where the loss depends on what else is in a micro-batch.
+    The latter under a penalty, where the loss depends on what else is in a micro-batch, and where it is asked for.
     """
     penalised = any(not p.in_reward and p.weight != 0 for p in algorithm.penalties)
-    everything = penalised or algorithm.aggregate.per_micro_batch
+    everything = penalised or algorithm.aggregate.per_micro_batch or not nets.skip_rows
     rows = prepared.mask.any(-1) if everything else prepared.contributing
     return [int(i) for i in rows.nonzero()[:, 0]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Updated:
+    """What the optimizer steps of one mini-batch saw; None where a network made none."""
+
+    policy: UpdateTrace | None
+    critic: CriticStep | None
 
 
 def update(
@@ -96,23 +116,23 @@ def update(
     *,
     actor_frozen: bool = False,
     width: int,
-) -> Iterator[UpdateTrace | None]:
-    """Runs the plan; yields what each optimizer step saw, None where the policy made none.
+) -> Iterator[Updated]:
+    """Runs the plan; yields what each mini-batch's optimizer steps saw.
 
     Writes the old log-probs of the first mini-batch into `old`, which the caller hands over for that.
     """
-    allowed = set(trained_rows(prepared, algorithm))
+    allowed = set(trained_rows(prepared, algorithm, nets))
     for number, mini in enumerate(plan.mini_batches):
         critic = None
         if nets.critic is not None and optimizers.critic is not None:
             critic = critic_step(prepared, algorithm, nets, optimizers.critic, rates.critic, mini, width)
         if actor_frozen:
-            yield None
+            yield Updated(policy=None, critic=critic)
             continue
         rows = [r for r in mini if r in allowed]
         mask = prepared.mask[list(mini)]
         if not bool(mask.any()):
-            yield None
+            yield Updated(policy=None, critic=critic)
             continue
         step = _Step(
             totals=batch_totals(
@@ -121,8 +141,10 @@ def update(
             place={row: i for i, row in enumerate(mini)},
             rows=rows,
             on_policy=number == 0,
+            own_base=number == 0 and nets.reuse_forward,
         )
-        yield _policy_step(prepared, algorithm, nets, optimizers.policy, rates.policy, step, old, critic)
+        trace = _policy_step(prepared, algorithm, nets, optimizers.policy, rates.policy, step, old, critic)
+        yield Updated(policy=trace, critic=critic)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +152,8 @@ class _Step:
     totals: BatchTotals  # of the whole mini-batch
     place: dict[int, int]  # row -> its place in the mini-batch
     rows: Sequence[int]  # that can contribute
-    on_policy: bool  # the weights still are those that sampled
+    on_policy: bool  # the weights still are those at the start of the rollout batch
+    own_base: bool  # so their forward gives the old log-probs too
 
 
 def _policy_step(
@@ -145,14 +168,18 @@ def _policy_step(
 ) -> UpdateTrace:
     optimizer.zero_grad()
     seen: list[_Seen] = []
-    micros = list(micro_batches(prepared.rows, step.rows, nets.micro_batch_tokens))
-    step = replace(step, totals=replace(step.totals, micro_batches=float(len(micros))))
-    for micro in micros:
-        output, logp, old_part = _forward(prepared, algorithm, nets, micro, step, old)
-        output.loss.backward()
-        if step.on_policy:
-            old[micro.rows, : old_part.shape[1]] = old_part
-        seen.append(_Seen(micro=micro, logp=logp, old=old_part, output=output))
+    todo = list(blocks(prepared.rows, step.rows, nets))
+    step = replace(step, totals=replace(step.totals, micro_batches=float(sum(len(b.micros) for b in todo))))
+    for block in todo:
+        prompts = run_prompts(nets, nets.policy, block)
+        for micro in block.micros:
+            output, logp, old_part = _forward(prepared, algorithm, nets, micro, prompts, step, old)
+            output.loss.backward()
+            if step.own_base:
+                old[micro.rows, : old_part.shape[1]] = old_part
+            seen.append(_Seen(micro=micro, logp=logp, old=old_part, output=output))
+        if prompts is not None:
+            prompts.backward()
     done = optimizer.step(lr, finite=all(bool(s.output.finite) for s in seen))
     return _trace(prepared, algorithm, seen, done, step.on_policy, critic)
 
@@ -170,14 +197,16 @@ def _forward(
     algorithm: Algorithm,
     nets: Networks,
     micro: MicroBatch,
+    prompts: SharedPrompts | None,
     step: _Step,
     old: Float[Tensor, "B T"],
 ) -> tuple[LossOutput, Tensor, Tensor]:
     width = micro.mask.shape[1]
     places = torch.tensor([step.place[r] for r in micro.rows.tolist()], device=micro.mask.device)
     needs_entropy = "entropy" in algorithm.needs
-    logp, entropy = policy_logps(nets, nets.policy, micro, with_entropy=needs_entropy)
-    old_part = logp.detach() if step.on_policy else old[micro.rows, :width]
+    logp, entropy = policy_logps(nets, nets.policy, micro, prompts, with_entropy=needs_entropy)
+    behaviour = prepared.batch.behaviour_logp[micro.rows, :width]
+    old_part = ratio_base(algorithm, logp.detach() if step.own_base else old[micro.rows, :width], behaviour)
     output = policy_loss(
         algorithm,
         logp=logp,
@@ -187,7 +216,7 @@ def _forward(
         advantages=prepared.advantages.advantages[micro.rows, :width],
         mask=micro.mask,
         totals=micro_totals(step.totals, places),
-        weights=rollout_weights(algorithm, old_part, prepared.batch.behaviour_logp[micro.rows, :width], micro.mask),
+        weights=rollout_weights(algorithm, old_part, behaviour, micro.mask),
     )
     return output, logp.detach(), old_part
 
@@ -225,4 +254,5 @@ def _trace(
         on_policy=on_policy,
         nonfinite=0 if done.finite else 1,
         has_clip=algorithm.surrogate.clips,
+        fresh=torch.cat([prepared.batch.fresh[s.micro.rows] for s in seen]) if seen else None,
     )

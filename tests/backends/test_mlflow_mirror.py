@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 pytest.importorskip("mlflow")
 
 from harness.backends.trackers import cursor as cursors
-from harness.backends.trackers.entries import flatten, row_points
+from harness.backends.trackers.entries import event_points, flatten, row_points, run_tags
 from harness.backends.trackers.mlflow import MlflowTracker, default_uri
 from harness.core.results import RESULT, STEPS, append_line, dumps, read_run
 from tests.fakes.run_folders import write_fake_study
@@ -125,6 +126,17 @@ def test_parameters_tags_status(shared: Path) -> None:
     assert run.data.params["resolved.ratio.kind"] == "token"
     assert {"algorithm", "bracket", "roster", "commit", "schema"} <= set(run.data.tags)
     assert "seed" not in view.role("arm")[0].data.params
+
+
+def test_only_a_collapse_is_tagged_as_one(results: Path) -> None:
+    """An earlier warning or pathology is a curve and a line of events.jsonl, not the run's first collapse."""
+    study = write(results, arms=("GRPO",), seeds=(0,), collapsed=[("GRPO", 0)])
+    [folder] = (study / "runs").iterdir()
+    run = read_run(folder)
+    early = [e.model_copy(update={"severity": s, "onset_step": 1}) for s in ("WARN", "DEGRADED") for e in run.events]
+    assert run_tags(replace(run, events=[*early, *run.events]))["collapse.first_step"] == "4"
+    assert "collapse.first_type" not in run_tags(replace(run, events=early))
+    assert len([*event_points([*early, *run.events], 0)]) == 3
 
 
 def test_artifacts_lie_in_the_results_directory(shared: Path) -> None:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from harness.backends.samplers.transformers import TransformersSampler, _invert
+from harness.backends.samplers.transformers import TransformersSampler
 from harness.core.ports import Sampler
 from harness.core.spec import ModelSpec, TemplateSpec
 from harness.models.codec import TextCodec
 from harness.models.load import LoadedModel, load
-from harness.models.response_logits import token_logps
-from tests.contracts.sampler import Ids, SamplerContract, Subject, flat, requests
+from tests.contracts.sampler import ExactRepeatContract, Ids, Subject, flat, requests
+from tests.contracts.subjects import subject_of
 from tests.fakes.table_sampler import TableSampler, table_probabilities
-
-QUESTIONS = ("8 +3 ?", "1 +2 -5 +4 ?", "0 -1 +1 +2 +3 -4 -5 +2 +2 -1 ?", "7 -3 +5 -2 ?")
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +26,6 @@ def model() -> LoadedModel:
 
 
 def tiny_subject(model: LoadedModel, batch_tokens: int = 10**6) -> Subject:
-    codec = TextCodec(model.tokenizer, TemplateSpec())
-    prompts = tuple(codec.encode([{"role": "user", "content": q}]) for q in QUESTIONS)
-    mark = int(model.tokenizer.convert_tokens_to_ids("#"))
-
     def build(eos_ids: Ids, stop: tuple[str, ...]) -> Sampler:
         return TransformersSampler(
             model.policy,
@@ -36,36 +33,13 @@ def tiny_subject(model: LoadedModel, batch_tokens: int = 10**6) -> Subject:
             pad_id=model.pad_id,
             batch_tokens=batch_tokens,
             stop=stop,
-            decode=codec.decode,
+            decode=TextCodec(model.tokenizer, TemplateSpec()).decode,
         )
 
-    @torch.no_grad()
-    def score(prompt: Ids, response: Ids, temperature: float) -> tuple[list[float], list[float]]:
-        ids = torch.tensor([[*prompt, *response]])
-        select = torch.zeros_like(ids, dtype=torch.bool)
-        select[0, len(prompt) - 1 : -1] = True
-        logp, entropy = token_logps(model.policy, ids, select, temperature=temperature, with_entropy=True)
-        assert entropy is not None
-        return logp.tolist(), entropy.tolist()
-
-    @torch.no_grad()
-    def probabilities(prompt: Ids, temperature: float) -> np.ndarray:
-        logits = model.policy(input_ids=torch.tensor([prompt])).logits[0, -1].double()
-        return np.asarray((logits / temperature).softmax(-1))
-
-    return Subject(
-        build=build,
-        eos_ids=model.eos_ids,
-        other_end=mark,
-        stop="#",
-        prompts=prompts,
-        score=score,
-        probabilities=probabilities,
-        decode=codec.decode,
-    )
+    return subject_of(model, build)
 
 
-class TestTransformersSampler(SamplerContract):
+class TestTransformersSampler(ExactRepeatContract):
     """One batch for everything."""
 
     @pytest.fixture
@@ -73,7 +47,7 @@ class TestTransformersSampler(SamplerContract):
         return tiny_subject(model)
 
 
-class TestTransformersSamplerInSmallBatches(SamplerContract):
+class TestTransformersSamplerInSmallBatches(ExactRepeatContract):
     """One prompt at a time."""
 
     @pytest.fixture
@@ -84,12 +58,19 @@ class TestTransformersSamplerInSmallBatches(SamplerContract):
 WORDS = ("a", "b", "c", "#", "<eos>", "d")
 
 
-class TestTableSampler(SamplerContract):
+class TestTableSampler(ExactRepeatContract):
     """The fake that other tests rely on."""
 
     @pytest.fixture
     def subject(self) -> Subject:
-        logits = (0.3, -0.2, 1.1, 0.0, -0.5, -1.0)
+        logits = [0.3, -0.2, 1.1, 0.0, -0.5, -1.0]
+
+        @contextmanager
+        def other_weights() -> Iterator[None]:
+            kept = list(logits)
+            logits[:] = kept[::-1]
+            yield
+            logits[:] = kept
 
         def decode(ids: object) -> str:
             return " ".join(WORDS[i] for i in ids if i != 4)  # type: ignore[attr-defined]
@@ -107,6 +88,7 @@ class TestTableSampler(SamplerContract):
             score=score,
             probabilities=lambda prompt, temperature: table_probabilities(logits, temperature),
             decode=decode,
+            other_weights=other_weights,
         )
 
 
@@ -123,15 +105,6 @@ def test_tokens_do_not_depend_on_the_batch_size(model: LoadedModel) -> None:
 def test_nothing_asked_gives_nothing(model: LoadedModel) -> None:
     subject = tiny_subject(model)
     assert subject.build(subject.eos_ids, ()).generate([], max_new_tokens=3, temperature=1.0) == []
-
-
-def test_inversion_never_picks_what_has_no_probability() -> None:
-    probs = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]).expand(5, 5)
-    u = torch.tensor([0.0, 0.2499, 0.25, 0.9999, 1.0], dtype=torch.float64)
-    assert _invert(probs, u).tolist() == [1, 1, 3, 3, 3]
-    top = torch.rand(2000, 7, generator=torch.Generator().manual_seed(0))
-    top[:, 4:] = 0  # nothing behind the last possible token may be reached by rounding
-    assert int(_invert(top / top.sum(-1, keepdim=True), torch.full((2000,), 1.0).double()).max()) == 3
 
 
 def test_a_sliding_window_model_is_sampled_exactly() -> None:

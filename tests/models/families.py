@@ -14,6 +14,8 @@ from transformers import (
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
@@ -42,6 +44,8 @@ def build(family: str) -> PreTrainedModel:
         model = LlamaForCausalLM(LlamaConfig(**SMALL))
     elif family == "gemma2":
         model = Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=2.0))
+    elif family == "mistral":
+        model = MistralForCausalLM(MistralConfig(**SMALL, sliding_window=4))
     elif family == "granite":
         options = {key: value for key, value in SMALL.items() if key != "head_dim"}
         model = GraniteForCausalLM(GraniteConfig(**options, logits_scaling=4.0))

@@ -2,19 +2,61 @@
 
 from __future__ import annotations
 
-import inspect
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
+from harness.backends.samplers.decoders import Decoder, Forward, LibraryDecoder
+from harness.backends.samplers.kernels import Attention, attention, can_pack, packed_linears
+from harness.backends.samplers.responses import Responses
+from harness.backends.samplers.slots import Layout, SlotDecoder, fits_slots
+from harness.backends.samplers.stopping import StopStrings
+from harness.core.errors import UsageError
 from harness.core.ports import SampleRequest
-from harness.core.randomness import uniforms
-from harness.core.shapes import Float, Int, Tensor
+from harness.core.shapes import Tensor
 from harness.core.types import Completion
 
 COMPACT_BELOW = 0.75  # finished rows leave the batch once fewer than this share is still generating
+REFILL_FROM = 8  # waiting requests are admitted once a slot in so many is free: one prompt at a time would cost more
+SAME_BITS_BELOW = 10**6  # parameters; `tiny` has 100,288
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a model is sampled; every plan has the same semantics and differs from another one in rounding at most."""
+
+    layout: Layout | None  # None: the library's own cache
+    attention: Attention | None = None  # None: the model's own
+    pack: bool = False  # linear layers in the layout of the CPU's kernels
+    refill: bool = False  # freed lines go to the requests that wait
+    check_every: int = 1  # tokens; on a GPU the host asks less often who has finished
+
+
+LIBRARY = Plan(layout=None)
+# The library's results bit by bit, so that recorded traces of `tiny` hold.
+SAME_BITS = Plan(layout=Layout(lines=1, columns=1, one_length=False), attention="harness_same_bits")
+# A line's numbers depend on nothing else in the batch: torch's CPU kernels add up in the same order for any number of
+# rows (packed linear layers) and any number of masked columns behind a row (whole vectors of them).
+CPU = Plan(
+    layout=Layout(lines=4, columns=16, one_length=True), attention="harness_grouped", pack=True, refill=True
+)  # fmt: skip
+CUDA = Plan(
+    layout=Layout(lines=8, columns=32, one_length=False), attention="harness_grouped", refill=True, check_every=8
+)  # fmt: skip
+
+
+def choose_plan(policy: PreTrainedModel) -> Plan:
+    """By device, size and cache of a model."""
+    gpu = policy.device.type != "cpu"
+    if not fits_slots(policy):
+        return Plan(layout=None, check_every=CUDA.check_every if gpu else 1)
+    if gpu:
+        return CUDA
+    return SAME_BITS if sum(p.numel() for p in policy.parameters()) < SAME_BITS_BELOW else CPU
 
 
 class TransformersSampler:
@@ -25,7 +67,6 @@ class TransformersSampler:
     """
 
     name = "transformers"
-    exact_repeat = True
 
     def __init__(
         self,
@@ -36,13 +77,23 @@ class TransformersSampler:
         batch_tokens: int,
         stop: Sequence[str] = (),
         decode: Callable[[Sequence[int]], str] | None = None,
+        plan: Plan | None = None,
     ) -> None:
-        self._policy, self._pad, self._batch_tokens = policy, pad_id, batch_tokens
+        """`batch_tokens`: lines x columns of the KV cache; `decode` is needed for stop strings only."""
+        if stop and decode is None:
+            raise UsageError(
+                f"stop strings {list(stop)}", "nothing decodes the tokens they are looked for in", "decode="
+            )
+        self._policy, self._batch_tokens = policy, batch_tokens
+        self._forward = Forward(policy, pad_id)
         self._eos = torch.tensor(sorted(eos_ids), device=policy.device)
-        self._stop, self._decode = tuple(stop), decode
+        self._stop = None if decode is None or not stop else StopStrings(stop, decode)
+        self._plan = choose_plan(policy) if plan is None else plan
+        # In full precision rounding may move a draw in one of millions of tokens; in half precision it often would.
+        self.exact_repeat = policy.device.type == "cpu" and (
+            policy.dtype == torch.float32 or (self._plan.pack and can_pack(policy.dtype))
+        )
         self._version = 0
-        keep = "logits_to_keep" in inspect.signature(policy.forward).parameters
-        self._last_only: dict[str, Any] = {"logits_to_keep": 1} if keep else {}
 
     def sync(self, version: int) -> None:
         self._version = version
@@ -50,125 +101,123 @@ class TransformersSampler:
     def close(self) -> None:
         pass
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def generate(
         self, requests: Sequence[SampleRequest], *, max_new_tokens: int, temperature: float
     ) -> list[list[Completion]]:
-        """Completions per request, in order. Prompts are prefilled once and their cache is shared by the siblings."""
+        """Completions per request, in order. Prompts are read once, and what was read is shared by the siblings."""
+        if not temperature > 0:
+            raise UsageError(f"temperature {temperature}", "a greedy policy has no log-probs", "a temperature above 0")
         results: list[list[Completion]] = [[] for _ in requests]
-        for batch in self._batches(requests, max_new_tokens):
-            flat = self._generate([requests[i] for i in batch], max_new_tokens, temperature)
-            start = 0
-            for i in batch:
-                stop = start + len(requests[i].keys)
-                results[i] = flat[start:stop]
-                start = stop
+        with ExitStack() as lent:
+            if self._plan.attention is not None:
+                lent.enter_context(attention(self._policy, self._plan.attention))
+            if self._plan.pack:
+                lent.enter_context(packed_linears(self._policy))
+            for batch in self._batches(requests, max_new_tokens):
+                flat = self._generate([requests[i] for i in batch], max_new_tokens, temperature)
+                for i in batch:
+                    results[i] = [next(flat) for _ in requests[i].keys]
         return results
 
     def _batches(self, requests: Sequence[SampleRequest], new: int) -> Iterator[list[int]]:
-        """Requests of similar prompt length, at most `batch_tokens` padded tokens at a time."""
+        """Requests of similar prompt length.
+
+        Without refill at most `batch_tokens` padded tokens; with it, any number of requests within a factor of two in
+        width, of which as many are under way at a time.
+        """
+        widths = [len(r.prompt_ids) + new for r in requests]
         batch: list[int] = []
-        rows = 0
-        for i in sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids)):
-            request = requests[i]
-            width = len(request.prompt_ids) + new
-            if batch and (rows + len(request.keys)) * width > self._batch_tokens:
+        lines = 0
+        for i in sorted((i for i, r in enumerate(requests) if r.keys), key=widths.__getitem__):
+            lines += len(requests[i].keys)
+            if self._plan.refill:
+                full = bool(batch) and widths[i] > 2 * widths[batch[0]]
+            else:
+                full = bool(batch) and lines * widths[i] > self._batch_tokens
+            if full:
                 yield batch
-                batch, rows = [], 0
+                batch, lines = [], len(requests[i].keys)
             batch.append(i)
-            rows += len(request.keys)
         if batch:
             yield batch
 
-    def _generate(self, requests: list[SampleRequest], new: int, temperature: float) -> list[Completion]:
-        device = self._policy.device
+    def _generate(self, requests: list[SampleRequest], new: int, temperature: float) -> Iterator[Completion]:
         keys = [key for r in requests for key in r.keys]
-        draws = torch.from_numpy(uniforms(keys, new)).to(device)
-        logits, cache, mask = self._prefill(requests)
-        num_rows = len(keys)
-        tokens = torch.full((num_rows, new), self._pad, device=device)
-        logps = torch.zeros(num_rows, new, device=device)
-        entropies = torch.zeros(num_rows, new, device=device)
-        lengths = torch.full((num_rows,), new, device=device)
-        ended = torch.zeros(num_rows, dtype=torch.bool, device=device)
-        rows = torch.arange(num_rows, device=device)  # which row each line of the batch is
-        position = mask.sum(-1)
-        for t in range(new):
-            logp = torch.log_softmax(logits.float() / temperature, dim=-1)
-            token = _invert(logp.exp(), draws[rows, t])
-            tokens[rows, t] = token
-            logps[rows, t] = logp.gather(1, token[:, None])[:, 0]
-            entropies[rows, t] = -torch.special.xlogy(logp.exp(), logp.exp()).sum(-1)
-            done = torch.isin(token, self._eos) | self._stopped(tokens, rows, t)
-            lengths[rows] = torch.where(done & ~ended[rows], t + 1, lengths[rows])
-            ended[rows] |= done
-            active = ~ended[rows]
-            if t == new - 1 or not bool(active.any()):
-                break
-            if float(active.float().mean()) < COMPACT_BELOW:
-                keep = active.nonzero()[:, 0]
-                cache.batch_select_indices(keep)
-                rows, mask, token, position = rows[keep], mask[keep], token[keep], position[keep]
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-            output = self._policy(
-                input_ids=token[:, None],
-                attention_mask=mask,
-                position_ids=position[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits = output.logits[:, -1]
-            position = position + 1
-        return self._completions(tokens, logps, entropies, lengths, ended)
+        responses = Responses(keys, new, self._eos, self._stop)
+        columns = max(len(r.prompt_ids) for r in requests) + new
+        slots = len(keys)
+        if self._plan.refill:
+            slots = min(slots, max(self._batch_tokens // columns, *(len(r.keys) for r in requests), 1))
+        decoder: Decoder
+        if self._plan.layout is None:
+            decoder = LibraryDecoder(self._forward)
+        else:
+            decoder = SlotDecoder(self._forward, self._plan.layout, slots=slots, columns=columns)
+        self._run(decoder, deque(requests), slots, responses, temperature)
+        return responses.completions(self._version)
 
-    def _prefill(self, requests: list[SampleRequest]) -> tuple[Tensor, DynamicCache, Tensor]:
-        """Next-token logits, cache and attention mask per row, from one forward per prompt (left padding)."""
-        device = self._policy.device
-        width = max(len(r.prompt_ids) for r in requests)
-        ids = torch.full((len(requests), width), self._pad, device=device)
-        mask = torch.zeros(len(requests), width, dtype=torch.long, device=device)
-        for i, request in enumerate(requests):
-            ids[i, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids, device=device)
-            mask[i, width - len(request.prompt_ids) :] = 1
-        position = (mask.cumsum(-1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self._policy.config)
-        output = self._policy(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-            **self._last_only,
-        )
-        copies = torch.tensor([len(r.keys) for r in requests], device=device)
-        index = torch.repeat_interleave(torch.arange(len(requests), device=device), copies)
-        cache.batch_select_indices(index)
-        return output.logits[:, -1][index], cache, mask[index]
+    def _run(
+        self, decoder: Decoder, waiting: deque[SampleRequest], slots: int, responses: Responses, temperature: float
+    ) -> None:
+        """Until every response is over: admit what fits, draw, drop what has ended, and go one token further."""
+        logits: list[Tensor] = []
+        since = 0
+        while waiting or responses.lines:
+            admitted = _fitting(waiting, responses.lines, slots)
+            if admitted:
+                copies = [len(r.keys) for r in admitted]
+                logits.append(decoder.admit([r.prompt_ids for r in admitted], copies))
+                responses.begin(sum(copies))
+            tokens = responses.draw(logits[0] if len(logits) == 1 else torch.cat(logits), temperature)
+            since += 1
+            if since >= min(self._plan.check_every, responses.until_limit):
+                since = 0
+                index = self._survivors(responses.check(), waiting, slots)
+                if index is not None:
+                    responses.keep(index)
+                    decoder.keep(index)
+                    tokens = tokens[index]
+            logits = [decoder.step(tokens, responses.alive)] if responses.lines else []
 
-    def _stopped(self, tokens: Int[Tensor, "B T"], rows: Int[Tensor, "R"], t: int) -> Tensor:
-        if not self._stop or self._decode is None:
-            return torch.zeros(len(rows), dtype=torch.bool, device=tokens.device)
-        texts = (self._decode(line) for line in tokens[rows, : t + 1].tolist())
-        return torch.tensor([any(s in text for s in self._stop) for text in texts], device=tokens.device)
-
-    def _completions(
-        self, tokens: Tensor, logps: Tensor, entropies: Tensor, lengths: Tensor, ended: Tensor
-    ) -> list[Completion]:
-        rows = zip(tokens.tolist(), logps.tolist(), entropies.tolist(), lengths.tolist(), ended.tolist(), strict=True)
-        return [
-            Completion(
-                token_ids=tuple(ids[:n]),
-                logp=tuple(logp[:n]),
-                entropy=tuple(entropy[:n]),
-                segments=((n, self._version),),
-                finish_reason="stop" if stop else "length",
-            )
-            for ids, logp, entropy, n, stop in rows
-        ]
+    def _survivors(self, alive: Sequence[bool], waiting: Sequence[SampleRequest], slots: int) -> Tensor | None:
+        """Which lines stay, and in which order, where it pays to drop the others."""
+        left = sum(alive)
+        if left == len(alive):
+            return None
+        room = self._plan.refill and _room(waiting, left, slots)
+        block = 1 if self._plan.layout is None else self._plan.layout.lines
+        if left and not room and not _pays(left, len(alive), block):
+            return None
+        order = [i for i, a in enumerate(alive) if a] if block == 1 else _fill_gaps(alive)
+        return torch.tensor(order, dtype=torch.long, device=self._policy.device)
 
 
-def _invert(probs: Float[Tensor, "R V"], u: Float[Tensor, "R"]) -> Int[Tensor, "R"]:
-    """The token at which the CDF passes `u`; never one of probability 0."""
-    cdf = probs.double().cumsum(-1)
-    target = u.double().clamp(max=1 - 2.0**-53) * cdf[:, -1]
-    return torch.searchsorted(cdf, target[:, None], right=True)[:, 0].clamp(max=probs.shape[1] - 1)
+def _pays(left: int, lines: int, block: int) -> bool:
+    """Whether dropping lines is worth the copying: at once where whole blocks of them go, else once many have ended."""
+    if block > 1:
+        return -(-left // block) < -(-lines // block)
+    return left < COMPACT_BELOW * lines
+
+
+def _room(waiting: Sequence[SampleRequest], lines: int, slots: int) -> bool:
+    """Whether the first waiting request fits beside `lines` lines, and enough slots are free to read prompts now."""
+    return bool(waiting) and max(len(waiting[0].keys), slots // REFILL_FROM) <= slots - lines
+
+
+def _fitting(waiting: deque[SampleRequest], lines: int, slots: int) -> list[SampleRequest]:
+    """Takes requests from the front as long as all their siblings find a free slot."""
+    taken: list[SampleRequest] = []
+    if _room(waiting, lines, slots):
+        while waiting and len(waiting[0].keys) <= slots - lines:
+            lines += len(waiting[0].keys)
+            taken.append(waiting.popleft())
+    return taken
+
+
+def _fill_gaps(alive: Sequence[bool]) -> list[int]:
+    """Lines stay where they are, and the gaps between them are filled from the end: few have to move."""
+    stay = [i for i, a in enumerate(alive) if a]
+    left = len(stay)
+    movers = iter([i for i in stay if i >= left])
+    return [i if alive[i] else next(movers) for i in range(left)]

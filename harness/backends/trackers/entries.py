@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from harness.core.metrics import ROW_COLUMNS
-from harness.core.results import EvalRecord, EventRecord, RunFolder
+from harness.core.results import COLLAPSED, EvalRecord, EventRecord, RunFolder
 from harness.core.spec import stable_hash
 
 LONGEST_VALUE = 500
@@ -94,9 +94,12 @@ def run_tags(run: RunFolder) -> dict[str, str]:
     }
     if run.result:
         tags |= {"validity": run.result.validity, "commit": run.result.provenance.git_commit or "unknown"}
+        engine = run.result.provenance.engine
+        tags["engine"] = f"{engine.name} {engine.version} {engine.dtype}" if engine else "unknown"
         tags["deviations"] = "; ".join(run.result.deviations)[:LONGEST_VALUE] or "none"
-    if run.events:
-        first = min(run.events, key=lambda event: event.onset_step)
+    collapses = [event for event in run.events if event.severity in COLLAPSED]
+    if collapses:
+        first = min(collapses, key=lambda event: event.onset_step)
         tags |= {"collapse.first_type": first.type, "collapse.first_step": str(first.onset_step)}
     return tags
 

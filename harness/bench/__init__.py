@@ -1,0 +1,1 @@
+"""Speed, memory and parity, measured; the only place that knows TRL."""
