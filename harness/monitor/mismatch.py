@@ -38,10 +38,14 @@ def from_traces(traces: Sequence[UpdateTrace]) -> dict[str, Value]:
     """The same over the rows the updates saw, where no old-log-prob pass was made over all rows.
 
     Before the first update the policy's own forward is the old one. A trace whose old log-probs are the
-    behaviour's own says nothing and is left out.
+    behaviour's own says nothing and is left out, and so are rows that older weights sampled.
     """
     return mismatch_metrics(
-        (t.logp if t.on_policy else t.old_logp, t.behaviour_logp, t.mask)
+        (
+            t.logp if t.on_policy else t.old_logp,
+            t.behaviour_logp,
+            t.mask if t.fresh is None else t.mask & t.fresh[:, None],
+        )
         for t in traces
         if t.on_policy or not torch.equal(t.old_logp, t.behaviour_logp)
     )

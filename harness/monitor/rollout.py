@@ -27,9 +27,11 @@ def rollout_metrics(
 ) -> Row:
     """Reward, signal, entropy, length, text, advantage, critic, reference KL; mismatch where an old pass was made.
 
-    Entropy, length and text cover all sampled rows, refused groups included; advantages and shaped reward the batch.
+    Entropy, length and text cover all rows sampled in this step, refused groups included and carried-over ones left
+    out; advantages and shaped reward the batch.
     """
-    rows = all_rows(batch, sampled.discarded)
+    rows = all_rows(batch, sampled)
+    fresh = batch.mask & batch.fresh[:, None]
     found: dict[str, Value] = {
         **reward_metrics(shaped_reward, sampled),
         **signal_metrics(batch, advantages.advantages, sampled),
@@ -39,14 +41,15 @@ def rollout_metrics(
         **advantage_metrics(advantages.advantages, batch.mask),
         "budget/sampled_tokens": sampled.tokens,
         "budget/prompts": sampled.groups,
+        "budget/carried_prompts": sampled.carried,
         "health/nonfinite_reward": sampled.nonfinite_reward,
     }
     if values is not None and advantages.returns is not None:
         found |= value_metrics(values, advantages.returns, batch.mask)
     if ref_logp is not None:
-        found |= reference_metrics(batch.behaviour_logp if old_logp is None else old_logp, ref_logp, batch.mask)
+        found |= reference_metrics(batch.behaviour_logp if old_logp is None else old_logp, ref_logp, fresh)
     if old_logp is not None and old_logp is not batch.behaviour_logp:
-        found |= mismatch_metrics([(old_logp, batch.behaviour_logp, batch.mask)])
+        found |= mismatch_metrics([(old_logp, batch.behaviour_logp, fresh)])
     for name, component in batch.components.items():
         found[f"reward/component/{name}"] = component.double().mean() if component.numel() else None
     return numbers(found)

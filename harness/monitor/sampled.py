@@ -17,7 +17,7 @@ _NO_SPREAD = 1e-8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledCounts:
-    """All that was sampled for one rollout batch, whether admitted or not."""
+    """All that was sampled in one step, whether admitted or not."""
 
     tokens: int  # response tokens the policy produced
     rows: int
@@ -31,7 +31,8 @@ class SampledCounts:
     nonfinite_reward: int = 0  # rows left out of the statistics above
     rounds: int = 1  # generation batches
     exhausted: bool = False  # the refill cap was hit
-    discarded: tuple[RolloutGroup, ...] = ()  # refused groups; entropy, length and text metrics include them
+    discarded: tuple[RolloutGroup, ...] = ()  # groups outside the batch; entropy, length and text metrics include them
+    carried: int | None = None  # groups of an earlier step that begin the batch; None where none can be
 
 
 def count_sampled(
@@ -40,8 +41,13 @@ def count_sampled(
     *,
     rounds: int = 1,
     exhausted: bool = False,
+    carried: int | None = None,
 ) -> SampledCounts:
-    """Counts of one step's generation; zero variance means max R - min R < 1e-8 in a group."""
+    """Counts of one step's generation; zero variance means max R - min R < 1e-8 in a group.
+
+    `admitted` and `discarded` are the groups sampled in this step, in the batch and outside it; the `carried` groups
+    that begin the batch were counted when they were sampled.
+    """
     groups = (*admitted, *discarded)
     rows = [t for g in groups for t in g.trajectories]
     finite = [t.grade.score for t in rows if math.isfinite(t.grade.score)]
@@ -65,6 +71,7 @@ def count_sampled(
         rounds=rounds,
         exhausted=exhausted,
         discarded=tuple(discarded),
+        carried=carried,
     )
 
 
@@ -89,21 +96,24 @@ class Rows:
     unreadable: int | None  # rows from which no answer was read; None where that is unknown
 
 
-def all_rows(batch: RolloutBatch, discarded: Sequence[RolloutGroup]) -> Rows:
-    """Batch rows and refused rows on one padded grid."""
+def all_rows(batch: RolloutBatch, sampled: SampledCounts) -> Rows:
+    """The rows sampled in this step, those of the batch and those outside it, on one padded grid."""
     known = len(batch.trajectories) == batch.num_rows
-    late = [t for g in discarded for t in g.trajectories]
+    late = [t for g in sampled.discarded for t in g.trajectories]
+    carried = sampled.carried or 0
+    new = batch.group >= carried if carried else slice(None)
+    mine = [t for t, g in zip(batch.trajectories, batch.group.tolist(), strict=True) if g >= carried] if known else []
     rows = Rows(
-        ids=batch.response_ids,
-        mask=batch.mask,
-        logp=batch.behaviour_logp,
-        entropy=batch.entropy,
-        group=batch.group,
-        correct=batch.correct,
-        truncated=batch.truncated,
-        unreadable=sum(t.grade.extracted is None for t in (*batch.trajectories, *late)) if known else None,
+        ids=batch.response_ids[new],
+        mask=batch.mask[new],
+        logp=batch.behaviour_logp[new],
+        entropy=None if batch.entropy is None else batch.entropy[new],
+        group=batch.group[new] - carried,
+        correct=batch.correct[new],
+        truncated=batch.truncated[new],
+        unreadable=sum(t.grade.extracted is None for t in (*mine, *late)) if known else None,
     )
-    return _extend(rows, discarded, batch.num_groups) if late else rows
+    return _extend(rows, sampled.discarded, batch.num_groups - carried) if late else rows
 
 
 def _extend(rows: Rows, discarded: Sequence[RolloutGroup], num_groups: int) -> Rows:

@@ -23,12 +23,15 @@ def step_metrics(
     old_logp: Float[Tensor, "B T"] | None = None,
     ref_logp: Float[Tensor, "B T"] | None = None,
     values: Float[Tensor, "B T"] | None = None,
+    critic_skipped: int | None = None,
 ) -> Row:
     """Everything that was measured, for `harness.core.metrics.make_row`, which fills the rest with null.
 
+    `critic_skipped` counts all steps of the critic, those of its warm-up too, which leave no trace.
     Mismatch comes from the old-log-prob pass over all rows where there was one, else from the updates.
     """
     rollout = rollout_metrics(
         batch, advantages, shaped_reward, sampled, old_logp=old_logp, ref_logp=ref_logp, values=values
     )
-    return update_metrics(traces, mismatch="mismatch/n" not in rollout) | rollout
+    counted: Row = {"health/skipped_critic_updates": critic_skipped}
+    return update_metrics(traces, mismatch="mismatch/n" not in rollout) | rollout | counted

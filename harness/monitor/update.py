@@ -24,7 +24,7 @@ def update_metrics(traces: Sequence[UpdateTrace], *, mismatch: bool = True) -> R
     Ratio, clip and `kl_old` are left out for a single on-policy update, whose ratio is 1 by construction;
     clip metrics also where the surrogate does not clip. `mismatch=False` where an old pass already gave it.
     """
-    ratios = not (len(traces) == 1 and traces[0].on_policy)
+    ratios = not (len(traces) == 1 and traces[0].on_policy and torch.equal(traces[0].logp, traces[0].old_logp))
     each = [_one(trace, ratios) for trace in traces]
     found = _suffixed([numbers(values) for values in each])
     return found | numbers({**_counters(traces), **(from_traces(traces) if mismatch else {})})
