@@ -6,16 +6,18 @@ import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from algorithms.checks import refusals_along
 from harness.core.algorithm import Algorithm
 from harness.core.errors import UsageError
 from harness.core.ports import Sampler, Task
 from harness.core.registry import build_task
-from harness.core.resolve import resolve, scheduled
+from harness.core.resolve import resolve
 from harness.core.spec import Recipe, RunSpec
 from harness.rollout.collate import collate
 from harness.rollout.collect import Collector
@@ -64,15 +66,14 @@ class Assembly:
 def assemble(spec: RunSpec) -> Assembly:
     """Builds a run's parts; a critic or a reference exists only where a part of the algorithm needs one."""
     from harness.models.codec import TextCodec
-    from harness.models.load import load
 
     algorithm = resolve(spec)
-    scheduled(algorithm, spec.recipe, spec.schedule, 1.0)  # refuses what could not take effect later
     task = planned_task(spec)
-    model = load(spec.model, seed=spec.seed, device=spec.backend.device, dtype=spec.backend.dtype)
+    refusals_along(algorithm, spec.recipe, spec.schedule, task.info)
+    model = load_policy(spec)
     memory = resident_mib() - sum(p.numel() * p.element_size() for p in model.policy.parameters()) / 2**20
     codec = TextCodec(model.tokenizer, spec.task.template)
-    sampler = build_sampler(spec, model, codec)
+    sampler = build_sampler(spec, model, codec, task)
     collector = Collector(
         task=task,
         sampler=sampler,
@@ -96,6 +97,8 @@ def assemble(spec: RunSpec) -> Assembly:
             seed=spec.seed,
             rollout=progress.step,
             refill_cursor=progress.refill_cursor,
+            carried=progress.carried,
+            order=None if spec.start is None else spec.start.prompts,
         )
 
     trainer = Trainer(
@@ -126,6 +129,18 @@ def assemble(spec: RunSpec) -> Assembly:
     )
 
 
+def load_policy(spec: RunSpec) -> LoadedModel:
+    """The model, with adapters where the recipe asks for them."""
+    from harness.models.load import load
+    from harness.models.prepare import add_adapters, set_attention
+
+    model = load(spec.model, seed=spec.seed, device=spec.backend.device, dtype=spec.backend.dtype)
+    set_attention(model.policy, spec.backend.attention)
+    if spec.recipe.lora is not None:
+        add_adapters(model.policy, spec.recipe.lora)
+    return model
+
+
 def planned_task(spec: RunSpec) -> Task:
     """The task, refused where its data file is no longer the one the study was planned with."""
     task = build_task(spec.task.name, spec.task.params)
@@ -142,26 +157,35 @@ def networks(spec: RunSpec, algorithm: Algorithm, model: LoadedModel) -> Network
     """Policy, and critic and reference by need."""
     from harness.models.heads import ValueModel
     from harness.models.load import load
-    from harness.models.response_logits import token_logps
+    from harness.models.prepare import prepare_decoder, set_attention
+    from harness.models.response_logits import WHOLE, token_logps
+    from harness.models.shared_prompts import PromptStates, require_sharing
 
-    if "values_past_end" in algorithm.needs:
-        raise UsageError(
-            f"{algorithm.name} with advantage {algorithm.advantage.kind!r}",
-            "it reads the critic's value after the last token, which this backbone does not compute",
-            "ppo, or ppo_openrlhf",
-        )
     reference = None
     if "reference" in algorithm.needs:
         reference = load(spec.model, seed=spec.seed, device=spec.backend.device, dtype=spec.backend.dtype).policy
+        set_attention(reference, spec.backend.attention)
         reference.requires_grad_(False)
+    critic = ValueModel(model.policy) if "critic" in algorithm.needs else None
+    update = spec.backend.update
+    chunk_tokens = None if update.chunk_logits else WHOLE
+    if update.share_prompts:
+        require_sharing(model.policy, model.pad_id, spec.model.name)
+    for network in (model.policy, critic, reference):
+        if network is not None:
+            prepare_decoder(network, update)
     return Networks(
         policy=model.policy,
-        token_logps=token_logps,
+        token_logps=partial(token_logps, chunk_tokens=chunk_tokens),
         temperature=spec.recipe.temperature,
         micro_batch_tokens=spec.recipe.micro_batch_tokens,
         pad_id=model.pad_id,
-        critic=ValueModel(model.policy) if "critic" in algorithm.needs else None,
+        critic=critic,
         reference=reference,
+        run_prompts=partial(PromptStates, chunk_tokens=chunk_tokens) if update.share_prompts else None,
+        sort_by_length=update.sort_by_length,
+        skip_rows=update.skip_rows,
+        reuse_forward=update.reuse_forward,
     )
 
 
@@ -173,7 +197,7 @@ def resident_mib() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def build_sampler(spec: RunSpec, model: LoadedModel, codec: TextCodec) -> Sampler:
+def build_sampler(spec: RunSpec, model: LoadedModel, codec: TextCodec, task: Task) -> Sampler:
     """The rollout engine by name, imported only when asked for."""
     if spec.backend.sampler == "transformers":
         from harness.backends.samplers.transformers import TransformersSampler
@@ -186,6 +210,23 @@ def build_sampler(spec: RunSpec, model: LoadedModel, codec: TextCodec) -> Sample
             stop=spec.task.template.stop,
             decode=codec.decode,
         )
-    raise UsageError(
-        f"sampler {spec.backend.sampler!r}", "this version has the transformers sampler only", "--sampler transformers"
+    from harness.backends.samplers.vllm.build import build_vllm
+    from harness.models.response_logits import token_logps
+
+    @torch.no_grad()
+    def score(prompt: tuple[int, ...], response: tuple[int, ...]) -> list[float]:
+        ids = torch.tensor([[*prompt, *response]], device=model.policy.device)
+        select = torch.zeros_like(ids, dtype=torch.bool)
+        select[0, len(prompt) - 1 : -1] = True
+        return token_logps(model.policy, ids, select, temperature=1.0)[0].tolist()
+
+    return build_vllm(
+        model.policy,
+        model.tokenizer,
+        spec.backend,
+        eos_ids=model.eos_ids,
+        stop=spec.task.template.stop,
+        decode=codec.decode,
+        probe=codec.encode(task.item("validation", 0).messages),
+        score=score,
     )

@@ -50,6 +50,9 @@ def compare(
         ),
     ] = None,
     parallel: Annotated[int | None, typer.Option(help="Runs at a time.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="transformers, or vllm; `-s backend.engine.KEY=VALUE` sets its engine up.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads per run (changes rounding, so it is recorded).")
     ] = None,
@@ -83,7 +86,7 @@ def compare(
         preset=preset, task=task, task_params=tuple(task_param or ()), prompt=prompt, answer_field=answer_field,
         system=system, template=template, stop=tuple(stop or ()), model=model, algorithms=algorithms,
         controls=controls, roster=roster, seeds=seeds, steps=steps, tokens=tokens, sets=tuple(sets or ()),
-        parallel=parallel, threads=threads, dtype=dtype, device=device, results=results, name=name,
+        parallel=parallel, sampler=sampler, threads=threads, dtype=dtype, device=device, results=results, name=name,
         run_equivalent=run_equivalent, mlflow=mlflow, dry_run=dry_run, as_json=as_json,
     )  # fmt: skip
     raise typer.Exit(run_compare(options))
@@ -144,6 +147,119 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def serve(
+    model: Annotated[str, typer.Option(help="tiny, smollm2-135m, a Hugging Face id or a local path.")],
+    dtype: Annotated[str, typer.Option(help="Of the engine: float32 or bfloat16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is a GPU.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all processors by default.")] = None,
+    kv_cache_gib: Annotated[float, typer.Option(help="Memory of the KV cache on CPU.")] = 1.0,
+    gpu_memory: Annotated[float, typer.Option(help="Share of a GPU's memory for weights and KV cache.")] = 0.9,
+    host: Annotated[str, typer.Option(help="Address to listen at; its requests are not authenticated.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option()] = 8000,
+) -> None:
+    """Start a vLLM engine server for runs whose trainer is another process or machine.
+
+    It has no weights of its own: a run sends them before its first rollout and after every update. One run at a time.
+
+    Example: `harness serve --model smollm2-135m --dtype bfloat16 --port 8000`, and elsewhere
+    `harness compare --model smollm2-135m --sampler vllm -s backend.engine.dtype=bfloat16
+    -s backend.engine.server=http://127.0.0.1:8000`
+    """
+    from harness.commands.engine import run_serve
+
+    raise typer.Exit(run_serve(model, dtype, device, threads, kv_cache_gib, gpu_memory, host, port))
+
+
+@app.command()
+def recover(
+    runs: Annotated[list[Path], typer.Argument(help="Collapsed run folders, studies, or a YAML of type recovery.")],
+    onset: Annotated[int | None, typer.Option(help="Name a collapse by hand: first step that was wrong.")] = None,
+    confirm: Annotated[int | None, typer.Option(help="... and the step at which that was certain.")] = None,
+    starts: Annotated[str | None, typer.Option(help="last_healthy, half, collapsed; by default all but half.")] = None,
+    remedies: Annotated[
+        str | None,
+        typer.Option(
+            help="restart, lr_third, lr_tenth, clip_tighter, clip_looser, new_queries, longer, fresh_optimizer, "
+            "other_algorithm, default_settings; by default all that apply."
+        ),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="A number of seeds, or a list: 3 or 101,102,103.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Rollout steps of each attempt.")] = None,
+    other: Annotated[str | None, typer.Option(help="The arm of other_algorithm; gspo, or grpo for gspo.")] = None,
+    margin: Annotated[int | None, typer.Option(help="Steps from the last healthy checkpoint to the onset.")] = None,
+    parallel: Annotated[int | None, typer.Option(help="Attempts at a time.")] = None,
+    results: Results = Path("results"),
+    name: Annotated[str | None, typer.Option(help="Name of the folder; derived from the choices by default.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its cost.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Is a collapse irreversible? Restart collapsed runs with one thing changed, and count what recovers.
+
+    Every attempt is a run like any other: repeating the command continues what is unfinished.
+
+    Examples:
+
+    `harness recover results/quick-tiny-chain-1a2b3c --dry-run`
+
+    `harness recover results/my-study/runs/grpo-s0-4d5e6f7a --onset 40 --remedies restart,lr_tenth --seeds 5`
+    """
+    from harness.commands.recover import RecoverOptions, run_recover
+
+    options = RecoverOptions(
+        runs=tuple(runs), onset=onset, confirm=confirm, starts=starts, remedies=remedies, seeds=seeds, steps=steps,
+        other=other, margin=margin, parallel=parallel, results=results, name=name, dry_run=dry_run, as_json=as_json,
+    )  # fmt: skip
+    raise typer.Exit(run_recover(options))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder: RESULTS/STUDY/runs/RUN.")],
+    hf: Annotated[Path, typer.Option("--hf", help="Folder to write, in the standard Hugging Face layout.")],
+    checkpoint: Annotated[str, typer.Option(help="last, best, last_healthy, half, collapsed, or a step.")] = "last",
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's policy as a model folder that transformers, vLLM and every other library load.
+
+    Example: `harness export results/quick-tiny-chain-1a2b3c/runs/grpo-s0-4d5e6f7a --hf my-model --checkpoint best`
+    """
+    from harness.commands.export import run_export
+
+    raise typer.Exit(run_export(run, hf, checkpoint, as_json))
+
+
+@app.command()
+def gc(
+    place: Annotated[
+        Path, typer.Argument(metavar="[PLACE]", help="A run folder, a study, or a folder of studies.")
+    ] = Path("results"),
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated: last, newest, best, last_healthy, half, collapsed, start (of another run), ladder; "
+            "or none. By default all but the ladder."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go; remove nothing.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also remove what a result, an event or another run refers to.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Free the disk of checkpoints that nothing refers to, and of what interruptions left behind.
+
+    Examples:
+
+    `harness gc --dry-run`
+
+    `harness gc results/quick-tiny-chain-1a2b3c --keep last --force`
+    """
+    from harness.commands.gc import run_gc
+
+    raise typer.Exit(run_gc(place, keep, dry_run=dry_run, force=force, as_json=as_json))
+
+
+@app.command()
 def microscope(
     run: Annotated[Path | None, typer.Argument(help="A run folder: RESULTS/STUDY/runs/RUN.")] = None,
     fixture: Annotated[bool, typer.Option("--fixture", help="The bundled batch of the embedded model.")] = False,
@@ -189,14 +305,35 @@ def microscope(
 
 
 @app.command()
-def bench(as_json: AsJson = False) -> None:
-    """Where time and memory of a step of the embedded model go, per algorithm, on this machine.
+def bench(
+    only: Annotated[
+        list[str] | None, typer.Option(help="A section, a name, or a pattern such as 'update-*'; repeatable.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="How often everything is measured, A B A B.")] = 2,
+    steps: Annotated[int | None, typer.Option(help="Measured steps per process; 2 by default.")] = None,
+    warm_up: Annotated[int | None, typer.Option(help="Steps before them; 1 by default.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all by default.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the tables to this file.")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="Name what would be measured, and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Speed and memory on this machine: this project, TRL where it is installed, switches, algorithms, scaling.
 
-    Example: `harness bench --json`
+    Everything takes more than an hour on two cores; what cannot run here is named with its reason.
+
+    Examples:
+
+    `harness bench --only tiny`
+
+    `harness bench --only 'update-*' --rounds 3`
     """
-    from harness.commands.bench import run_bench
+    from harness.commands.bench import BenchOptions, run_bench
 
-    raise typer.Exit(run_bench(as_json))
+    options = BenchOptions(
+        only=tuple(only or ()), rounds=rounds, steps=steps, warm_up=warm_up, threads=threads, markdown=markdown,
+        listing=listing, as_json=as_json,
+    )  # fmt: skip
+    raise typer.Exit(run_bench(options))
 
 
 @app.command()
@@ -223,6 +360,40 @@ def conform(
     raise typer.Exit(run_conform(folder, loss, tuple(suite or ()), as_json))
 
 
+@app.command("validate-detectors")
+def validate_detectors(
+    curves: Annotated[
+        Path | None, typer.Option(help="Folder of CSV files with a `step` column and metric names: list their events.")
+    ] = None,
+    synthetic: Annotated[bool, typer.Option("--synthetic", help="Synthetic curves only.")] = False,
+    induced: Annotated[bool, typer.Option("--induced", help="Real runs broken on purpose only.")] = False,
+    faults: Annotated[int, typer.Option(help="Synthetic curves per type of fault and family.", min=1)] = 60,
+    healthy: Annotated[int, typer.Option(help="Synthetic healthy runs per family.", min=1)] = 160,
+    parallel: Annotated[int | None, typer.Option(help="Runs at a time.", min=1)] = None,
+    results: Results = Path("results"),
+    out: Annotated[Path | None, typer.Option(help="Where to write; RESULTS/detectors by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How well the collapse detectors work: recall, precision, delay, false alarms. Or their events for your curves.
+
+    Without --synthetic or --induced both are done: some 3,700 curves (ten minutes), then 40 runs of the embedded
+    model (half an hour on two cores). Repeating the command continues the runs.
+
+    Examples:
+
+    `harness validate-detectors --synthetic`
+
+    `harness validate-detectors --curves my-logs --json`
+    """
+    from harness.commands.validate_detectors import Options, default_parallel, run_validation
+
+    options = Options(
+        curves=curves, synthetic=synthetic, induced=induced, faults=faults, healthy=healthy, results=results, out=out,
+        parallel=parallel or default_parallel(), as_json=as_json,
+    )  # fmt: skip
+    raise typer.Exit(run_validation(options))
+
+
 def guarded(run: Callable[[], object]) -> int:
     """Turns our errors into one message and an exit code."""
     try:
@@ -239,3 +410,7 @@ def guarded(run: Callable[[], object]) -> int:
 def main() -> None:
     """Entry point."""
     sys.exit(guarded(lambda: app()))
+
+
+if __name__ == "__main__":
+    main()

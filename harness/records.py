@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,15 @@ READ_PROMPTS = 3  # validation prompts kept for reading per evaluation: always t
 def step_row(outcome: StepOutcome, parts: Assembly) -> dict[str, Any]:
     """One row of steps.jsonl."""
     p, gathered = outcome.progress, outcome.gathered
-    kept = {id(g) for g in gathered.groups}
+    new, kept = {id(g) for g in gathered.sampled}, {id(g) for g in gathered.groups}
+    admitted = [g for g in gathered.groups if id(g) in new]
+    carried = len(gathered.groups) - len(admitted)
     sampled = count_sampled(
-        gathered.groups,
+        admitted,
         [g for g in gathered.sampled if id(g) not in kept],
         rounds=gathered.rounds,
         exhausted=gathered.exhausted,
+        carried=carried if carried or parts.algorithm.admission.carries else None,
     )
     metrics: dict[str, float | None] = {}
     if outcome.prepared is not None:
@@ -44,6 +48,7 @@ def step_row(outcome: StepOutcome, parts: Assembly) -> dict[str, Any]:
             outcome.traces,
             ref_logp=ready.ref_logp,
             values=ready.values,
+            critic_skipped=outcome.critic_skipped,
         )
     else:
         metrics = {"reward/mean": sampled.reward_mean, "signal/zero_var_frac": sampled.zero_var}
@@ -80,13 +85,30 @@ def _performance(outcome: StepOutcome, sampled_tokens: int, parts: Assembly) -> 
 
 def train_samples(outcome: StepOutcome, parts: Assembly) -> list[SampleRecord]:
     """The first responses of the rollout batch."""
+    return _rows(outcome, parts, range(READ_ROWS))
+
+
+def offending_samples(outcome: StepOutcome, parts: Assembly) -> list[SampleRecord]:
+    """Responses of a suspicious step: those with the lowest task reward, the longest of them first."""
+    if outcome.prepared is None:
+        return []
+    rows = outcome.prepared.batch.trajectories
+    worst = sorted(range(len(rows)), key=lambda i: (_rank(rows[i].grade.score), -len(rows[i].response_ids), i))
+    return _rows(outcome, parts, worst[:READ_ROWS])
+
+
+def _rank(score: float) -> float:
+    return score if math.isfinite(score) else -math.inf
+
+
+def _rows(outcome: StepOutcome, parts: Assembly, numbers: Sequence[int]) -> list[SampleRecord]:
     if outcome.prepared is None:
         return []
     ready = outcome.prepared
     lengths = ready.batch.mask.sum(-1).clamp(min=1)
     means = (ready.advantages.advantages.sum(-1) / lengths).tolist()
-    rows = ready.batch.trajectories[:READ_ROWS]
-    return [_sample(outcome.progress.step, t, parts, a, "train") for t, a in zip(rows, means, strict=False)]
+    rows = ready.batch.trajectories
+    return [_sample(outcome.progress.step, rows[i], parts, means[i], "train") for i in numbers if i < len(rows)]
 
 
 def validation_samples(step: int, groups: Sequence[RolloutGroup], parts: Assembly) -> list[SampleRecord]:
@@ -133,7 +155,9 @@ def rollout_file(folder: Path, outcome: StepOutcome) -> None:
         "kept": ready.kept,
         **{f"component.{name}": values for name, values in batch.components.items()},
     }
+    tensors |= {f"selection.{name}": torch.tensor(x, dtype=torch.float64) for name, x in outcome.history.items()}
     optional = {"old_logp": outcome.old_logp, "ref_logp": ready.ref_logp, "values": ready.values}
+    optional["policy_version"] = batch.policy_version
     tensors |= {name: value for name, value in optional.items() if value is not None}
     if batch.credit is not None:
         credit = batch.credit

@@ -24,15 +24,16 @@ from harness.core.results import RESULT, SPEC, EvalRecord, RunResult, RunStatus
 from harness.core.runwriter import RunWriter
 from harness.core.spec import RunSpec
 from harness.evaluate.heldout import evaluate
+from harness.gate import Gate, engine_of
 from harness.records import rollout_file, step_row, train_samples, validation_samples
 from harness.rollout.order import held_out_prompts
+from harness.saving import Checkpoints, begin_elsewhere
 from harness.train import checkpoint
 from harness.train.calibrate import calibrate, drift_sd
 from harness.train.loop import Progress, StepOutcome, train
+from harness.watching import Watching
 
 INTERRUPTED = 130
-SAVE_EVERY_S = 20.0  # between checkpoints, at least
-SAVE_SHARE = 0.05  # of the time may go into saving
 
 
 def execute(spec: RunSpec, folder: Path, command: Sequence[str] = ()) -> RunResult | None:
@@ -53,11 +54,19 @@ def execute(spec: RunSpec, folder: Path, command: Sequence[str] = ()) -> RunResu
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         # Another process may have finished it while this one waited for the lock.
-        return _finished(folder) or _Run(spec, writer, list(command)).go()
+        return _finished(folder) or _run(spec, writer, list(command))
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         writer.close()
+
+
+def _run(spec: RunSpec, writer: RunWriter, command: list[str]) -> RunResult | None:
+    run = _Run(spec, writer, command)
+    try:
+        return run.go()
+    finally:
+        run.parts.sampler.close()
 
 
 def _finished(folder: Path) -> RunResult | None:
@@ -76,14 +85,15 @@ class _Run:
         torch.set_num_threads(spec.backend.threads)
         torch.manual_seed(spec.seed)
         self.parts: Assembly = assemble(spec)
+        self.watching = Watching(self.parts, writer)
         self.progress = Progress()
         self.calibration: dict[str, float] = {}
         self.range_sd: float | None = None  # SD(log s) with which the clip range was compared
-        self.warnings: list[str] = []
+        self.gate = Gate(spec, writer.folder)
         self.evals_done = 0
         self.best_validation: float | None = None
         self.resumes = 0
-        self.saved_at, self.save_cost = time.monotonic(), 0.0
+        self.checkpoints = Checkpoints(writer.folder, spec.checkpoints)
         self.parent = os.getppid()
         self.stop = False
         signal.signal(signal.SIGTERM, self._on_signal)
@@ -105,10 +115,13 @@ class _Run:
         self._begin()
         if self.parts.algorithm.updates.epochs == 0:  # a base-model arm has nothing to train
             return self._finish()
-        for outcome in train(self.parts.trainer, self.progress):
+        if self.checkpoints.newest() is None and self.checkpoints.due(self.progress.step):
+            self._save()
+        for outcome in () if self.watching.over else train(self.parts.trainer, self.progress):
             self.progress = outcome.progress
             self._check_range(outcome)
             row = step_row(outcome, self.parts)
+            self.gate.step(outcome, row, self.parts)
             if self._evaluation_due():
                 row["perf/t_eval"] = self._validate()
                 self.writer.records("samples.jsonl", train_samples(outcome, self.parts))
@@ -117,56 +130,51 @@ class _Run:
                 self.writer.records("samples.jsonl", train_samples(outcome, self.parts))
                 rollout_file(self.writer.folder, outcome)
             self.writer.row(row)
+            self.watching.step(row, outcome)
+            if self.watching.over:
+                break
             if self.stop or os.getppid() != self.parent:
                 self._save()
                 return None
-            if time.monotonic() - self.saved_at > max(SAVE_EVERY_S, self.save_cost / SAVE_SHARE):
+            if self.checkpoints.due(self.progress.step):
                 self._save()
         self._save()
         return self._finish()
 
     def _begin(self) -> None:
         """Restores the newest checkpoint, or starts: calibration, base score."""
-        found = checkpoint.steps(self.writer.checkpoints)
-        if found:
-            self.progress, extra = checkpoint.load(found[-1], self.parts.optimizers)
+        newest = self.checkpoints.newest()
+        if newest is not None:
+            self.progress, extra = checkpoint.load(newest, self.parts.optimizers)
             self.calibration = dict(extra["calibration"])
-            self.range_sd, self.warnings = extra.get("range_sd"), list(extra.get("warnings", ()))
+            self.range_sd = extra.get("range_sd")
+            self.gate.restore(extra.get("gate"))
             self.evals_done, self.best_validation = int(extra["evals_done"]), extra["best_validation"]
             self.resumes = int(extra["resumes"]) + 1
             self.writer.rewind(self.progress.step)
+            self.checkpoints.reread()
+            self.watching.restore(extra.get("monitor"))
             self.parts = self.parts.calibrated(self.calibration)
         else:
             self.writer.rewind(-1)
-            self._start_elsewhere()
+            self.watching.restore(None)
+            measured: dict[str, float] = {}
+            if self.spec.start is not None:
+                self.progress, measured = begin_elsewhere(self.spec.start, self.spec.task, self.parts.optimizers)
+            self.parts.sampler.sync(self.progress.optimizer_steps)
+            self.gate.begin(self.parts)
             self._test()
             self._validate()
             if self.parts.algorithm.surrogate.needs_calibration:
-                self._calibrate()
+                self._calibrate(measured)
         self.parts.sampler.sync(self.progress.optimizer_steps)
 
-    def _start_elsewhere(self) -> None:
-        """Takes weights (and what is not reset) from another run."""
-        start = self.spec.start
-        if start is None:
+    def _calibrate(self, measured: dict[str, float]) -> None:
+        """Sets the clip range from what was measured for the run this one continues, or measures now."""
+        if measured:
+            self.calibration = measured
+            self.parts = self.parts.calibrated(measured)
             return
-        found = checkpoint.steps(Path(start.run) / "checkpoints")
-        chosen = found[-1:] if start.checkpoint == "last" else [p for p in found if p.name == start.checkpoint.zfill(8)]
-        if not chosen:
-            raise UsageError(
-                f"start: checkpoint {start.checkpoint} of {start.run}",
-                f"it has {[int(p.name) for p in found] or 'no checkpoint'}",
-                "one of these steps, or `last`",
-            )
-        old, _ = checkpoint.load(
-            chosen[0],
-            self.parts.optimizers,
-            moments="optimizer" not in start.reset,
-            critic="critic" not in start.reset,
-        )
-        self.progress = Progress() if "budget" in start.reset else old
-
-    def _calibrate(self) -> None:
         tensors = {"policy": _copied(self.parts.optimizers.policy.tensors())}
         if self.parts.optimizers.critic is not None:
             tensors["critic"] = _copied(self.parts.optimizers.critic.tensors())
@@ -193,10 +201,7 @@ class _Run:
 
     def _compare_range(self, sd: float) -> None:
         self.range_sd = sd
-        said = range_warning(self.parts.algorithm, sd)
-        if said is not None:
-            self.warnings.append(said)
-            print(f"warning: {self.spec.arm}: {said}", file=sys.stderr, flush=True)
+        self.gate.clip_range(range_warning(self.parts.algorithm, sd), sd)
 
     def _evaluation_due(self) -> bool:
         points = self.spec.eval.points
@@ -209,19 +214,22 @@ class _Run:
         e = self.spec.eval
         record, groups = self._evaluate("validation", e.prompts, e.samples)
         self.writer.evaluation(record, validation_samples(record.step, groups, self.parts))
+        self.watching.evaluated(record)
         fraction = self.spec.budget.fraction(self.progress.sampled_tokens, self.progress.step)
         self.evals_done = int(fraction * e.points) + 1
+        if self.checkpoints.best is None or record.score > (self.best_validation or 0.0):
+            self.checkpoints.best = record.step
         self.best_validation = max(record.score, self.best_validation or 0.0)
         return time.monotonic() - start
 
     def _test(self) -> float:
         """Scores the test split, once per place."""
-        known = self.writer.test_score(self.progress.step)
-        if known is not None:
-            return known
-        e = self.spec.eval
-        record, _ = self._evaluate("test", e.final_prompts, e.final_samples)
-        self.writer.evaluation(record, ())
+        record = self.writer.test_record(self.progress.step)
+        if record is None:
+            e = self.spec.eval
+            record, _ = self._evaluate("test", e.final_prompts, e.final_samples)
+            self.writer.evaluation(record, ())
+        self.watching.evaluated(record)
         return record.score
 
     def _evaluate(self, split: Any, prompts: int, samples: int) -> tuple[EvalRecord, Any]:
@@ -237,22 +245,22 @@ class _Run:
         )
 
     def _save(self) -> None:
-        start = time.monotonic()
         extra = {
             "calibration": self.calibration,
             "range_sd": self.range_sd,
-            "warnings": self.warnings,
+            "gate": self.gate.state(),
             "resumes": self.resumes,
             "evals_done": self.evals_done,
             "best_validation": self.best_validation,
+            "monitor": self.watching.saved(),
         }
-        checkpoint.save(self.writer.checkpoints, self.progress, self.parts.optimizers, extra)
-        self.saved_at = time.monotonic()
-        self.save_cost = self.saved_at - start
+        self.checkpoints.save(self.progress, self.parts.optimizers, extra)
 
     def _finish(self) -> RunResult:
         final = self._test()
-        result = self.result("completed", final)
+        self.gate.finish(self.parts)
+        result = self.result(self.watching.finish(self.progress.step), final)
+        self.checkpoints.finish()
         self.writer.result(result)
         return result
 
@@ -263,8 +271,9 @@ class _Run:
         return RunResult(
             run_id=self.spec.run_id,
             status=status,
-            validity="WARN" if self.warnings else "PASS",
-            validity_reasons=tuple(self.warnings),
+            validity=self.gate.validity,
+            validity_reasons=self.gate.reasons,
+            validity_findings=tuple(self.gate.findings),
             error=error,
             steps=p.step,
             optimizer_steps=p.optimizer_steps,
@@ -286,6 +295,7 @@ class _Run:
                     "model_sha256": facts.model.sha256,
                     "tokenizer_sha256": facts.codec.tokenizer_sha256,
                     "template_sha256": facts.codec.template_sha256,
+                    "engine": engine_of(facts),
                     "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 }
             ),

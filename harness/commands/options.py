@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.core.spec import StudySpec
+from harness.core.spec import RunSpec, StudySpec
 from harness.study.measure import EMBEDDED, available_cpus
 
 
@@ -32,6 +32,7 @@ class CompareOptions:
     tokens: int | None
     sets: tuple[str, ...]
     parallel: int | None
+    sampler: str | None
     threads: int | None
     dtype: str | None
     device: str | None
@@ -43,8 +44,10 @@ class CompareOptions:
     as_json: bool
 
 
-def runs_at_once(spec: StudySpec, measured: Mapping[str, Any]) -> int:
-    """One run per GPU; on CPU as many as there are processors for their threads, but one of a real model."""
+def runs_at_once(spec: StudySpec | RunSpec, measured: Mapping[str, Any]) -> int:
+    """One run per GPU or server; on CPU as many as there are processors for their threads, but one of a real model."""
+    if spec.backend.engine.server is not None:
+        return 1
     if measured.get("num_gpus"):
         return int(measured["num_gpus"])
     return max(1, available_cpus() // spec.backend.threads) if spec.model.name in EMBEDDED else 1

@@ -9,13 +9,22 @@ from pathlib import Path
 
 from harness.backends.trackers.mlflow import MlflowTracker
 from harness.commands.compare import curves
+from harness.commands.recover import show_recovery
+from harness.commands.verdict import refused
+from harness.core.errors import UsageError
+from harness.core.recovery import RECOVERY
 from harness.core.results import read_study_spec
 from harness.report.terminal import terminal_table
 from harness.report.write import write_report
 
 
 def run_report(study: Path, out: Path | None, as_json: bool) -> int:
-    """Builds the report of a study folder and prints its table."""
+    """Builds the report of a study folder and prints its table; 3 where the comparison is INVALID."""
+    if (study / RECOVERY).exists():
+        if out is not None:
+            raise UsageError(f"--out {out}", "a recovery study is reported in its own folder", "no --out")
+        show_recovery(study, as_json=as_json)
+        return 0
     paths = write_report(study, out)
     data = json.loads(paths["json"].read_text(encoding="utf-8"))
     if as_json:
@@ -23,7 +32,7 @@ def run_report(study: Path, out: Path | None, as_json: bool) -> int:
     else:
         print(terminal_table(data, shutil.get_terminal_size((100, 24)).columns))
         print("\n".join(f"{kind:7} {path}" for kind, path in paths.items()))
-    return 0
+    return refused(data)
 
 
 def run_mirror(study: Path) -> int:

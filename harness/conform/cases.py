@@ -59,7 +59,15 @@ def load(path: Path) -> Case:
 
 def case_files(folder: Path | None) -> list[Path]:
     """The cases of a folder, by default those of the checkout; none is a UsageError."""
+    if folder is None and not BUNDLED.is_dir():
+        raise UsageError(
+            "conform without a folder",
+            "the harness is installed without a checkout, and the installed package does not hold the golden cases",
+            "harness conform DIR with a folder of golden cases, such as tests/golden/open of a checkout",
+        )
     where = BUNDLED if folder is None else folder
+    if not where.is_dir():
+        raise UsageError(f"conform {where}", "there is no such folder", "a folder of golden cases (.npz files)")
     found = sorted(where.glob("*.npz"))
     if not found:
         raise UsageError(

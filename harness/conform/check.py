@@ -25,6 +25,7 @@ METRICS = frozenset(
 )
 # What other quantile sketches gave; ours are exact, so the share of equal choices is reported instead.
 SKETCHES = frozenset({"k_crick", "k_tdigest", "q_crick", "q_tdigest"})
+OUR_SKETCH = "k_ours"  # of `selection.tdigest`, which no file holds; absent where its package is not installed
 TOKENS = frozenset({"advantages", "advantages_raw", "returns", "kl", "token_level_rewards"})  # free where masked
 
 
@@ -74,6 +75,8 @@ def compare(case: Case) -> Compared:
     """Every output of the file against our parts; one that we do not give is an error of infinity."""
     found = adapter(case.suite)(case)
     errors, agreement = {}, {}
+    if OUR_SKETCH in found:
+        agreement[OUR_SKETCH] = float((found[OUR_SKETCH] == found["k_exact"]).double().mean())
     for name, expected in case.expected.items():
         if name in SKETCHES:
             if name.startswith("k_"):

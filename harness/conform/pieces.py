@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from algorithms.parts import quirks, routing
+from algorithms.parts import quirks, routing, tdigest
 from algorithms.parts.admission import MeanBetween, Mixed
 from algorithms.parts.advantages import LeaveOneOut, paid
 from algorithms.parts.exclusions import Truncated
@@ -192,7 +192,7 @@ def dynamic_openrlhf(case: Case) -> Outputs:
 
 
 def adaptive_k(case: Case) -> Outputs:
-    """Adaptive k by exact quantiles, after every prompt."""
+    """Adaptive k after every prompt, by exact quantiles and, where its package is installed, by our t-digest."""
     h, seen = case.hyper, case.given["mean_reward"]
     part = Adaptive(
         k_very_hard=h["k_very_hard"],
@@ -202,10 +202,14 @@ def adaptive_k(case: Case) -> Outputs:
         warmup_prompts=h["warmup"],
     )
     prefixes = [seen[:end] for end, _ in enumerate(seen, start=1)]
-    return {
+    found = {
         "k_exact": torch.tensor([part.choose(x) for x in prefixes]),
         "q_exact": torch.stack([part.quartiles(x) for x in prefixes]),
     }
+    if not tdigest.available():
+        return found
+    sketched, _ = part.model_copy(update={"tdigest": h["compression"]}).follow((), seen.tolist())
+    return {**found, "k_ours": torch.tensor(sketched)}
 
 
 def routes(case: Case) -> Outputs:

@@ -57,8 +57,11 @@ def verl_clip(h: Hyper) -> Slots:
 
 
 def verl_group(h: Hyper) -> Algorithm:
-    """A group method of verl: vanilla, gspo (which has no dual clip) or cispo."""
-    loss = h["loss"]
+    """A group method of verl: vanilla, gspo or cispo.
+
+    gspo has no dual clip, and `loss_agg` is its KL term's alone: its policy term is always averaged by response.
+    """
+    loss, aggregate = h["loss"], verl_aggregate(h["loss_agg"])
     bounds = {"low": h["clip_low"], "high": h["clip_high"]}
     surrogates: dict[str, Slots] = {
         "vanilla": verl_clip(h),
@@ -69,8 +72,8 @@ def verl_group(h: Hyper) -> Algorithm:
         advantage={"kind": "group", "eps": h["eps_adv"], "std": "unbiased" if h["norm_by_std"] else "none"},
         ratio={"gspo": "sequence_value"}.get(loss, "token"),
         surrogate=surrogates[loss],
-        aggregate=verl_aggregate(h["loss_agg"]),
-        penalties=kl(h["kl_type"], h["kl_coef"]),
+        aggregate={"gspo": verl_aggregate("seq-mean-token-mean")}.get(loss, aggregate),
+        penalties=kl(h["kl_type"], h["kl_coef"], **{"gspo": {"aggregate": aggregate}}.get(loss, {})),
     )
 
 

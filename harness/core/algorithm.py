@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
@@ -39,6 +39,7 @@ SLOTS: dict[str, type[Part]] = {
     "penalties": Penalty,
 }
 MANY = ("exclusions", "rewards", "penalties")  # slots that hold any number of parts, addressed by kind
+INNER = tuple(slot for slot in SLOTS if slot not in MANY)  # a part's field of this name holds a part of that slot
 
 
 class Algorithm(BaseModel):
@@ -59,6 +60,9 @@ class Algorithm(BaseModel):
     updates: Updates
     exclusions: tuple[SerializeAsAny[Exclusion], ...] = ()
     correction: SerializeAsAny[Correction] = Field(default_factory=lambda: _uncorrected())
+    old_logp: Literal["train", "rollout"] = (
+        "train"  # whose log-probs the ratio divides by: the trainer's, the sampler's
+    )
     prompts_factor: int = 1  # prompts per rollout batch, relative to the recipe (PPO without siblings: G)
 
     @field_validator(*(s for s in SLOTS if s not in MANY), mode="before")
@@ -120,11 +124,30 @@ def _refuse(a: Algorithm) -> None:
             "this advantage reads one reward per response, so a penalty per token would not be read",
             "penalties.kl.place=loss, or advantage=gae",
         )
+    averaged = [p.kind for p in a.penalties if p.in_reward and p.aggregate is not None]
+    if averaged:
+        raise UsageError(
+            f"{a.name}: penalties {averaged} in the reward with an aggregate of their own",
+            "what is taken from the reward stays per token, so the aggregate would not be read",
+            f"penalties.{averaged[0]}.place=loss, or without penalties.{averaged[0]}.aggregate",
+        )
     if "components" in a.needs and a.rewards:
         raise UsageError(
             f"{a.name}: rewards {[p.kind for p in a.rewards]} with advantage {a.advantage.kind!r}",
             "this advantage is made of the task's reward components, so the shaped reward would not be read",
             "rewards=[], or advantage=group",
+        )
+    if a.old_logp == "rollout" and a.admission.carries:
+        raise UsageError(
+            f"{a.name}: old_logp=rollout with admission.carry_over",
+            "prompts carried over were sampled under older weights, so their ratio would span two rollout batches",
+            "old_logp=train, or admission.carry_over=false",
+        )
+    if a.old_logp == "rollout" and a.correction.active:
+        raise UsageError(
+            f"{a.name}: old_logp=rollout with correction {a.correction.kind!r}",
+            "the correction weighs the trainer's old log-probs against the sampler's, and here they are the same",
+            "old_logp=train, or correction=none",
         )
     if any(not e.counted for e in a.exclusions) and not hasattr(a.selection, "k"):
         raise UsageError(
@@ -144,14 +167,17 @@ def _refuse(a: Algorithm) -> None:
 
 
 def build_part(slot: str, value: Any) -> Part:
-    """A part from a part, a kind name, or a mapping with `kind` and fields."""
+    """A part from a part, a kind name, or a mapping with `kind` and fields; parts inside it likewise."""
     if isinstance(value, Part):
         return value
-    fields = {"kind": value} if isinstance(value, str) else dict(value)
     kinds = part_kinds(slot)
+    if not isinstance(value, str | Mapping):
+        raise UsageError(f"{slot}: {value!r}", "a part is its kind, or a mapping with kind and fields", near("", kinds))
+    fields = {"kind": value} if isinstance(value, str) else dict(value)
     kind = fields.pop("kind", None)
     if kind not in kinds:
         raise UsageError(f"{slot}: {kind!r}", "no part of that kind is known in this slot", near(str(kind), kinds))
+    fields |= {f: build_part(f, v) for f, v in fields.items() if f in INNER and v is not None}
     try:
         return kinds[kind](**fields)
     except ValidationError as error:
@@ -170,17 +196,28 @@ def _field_error(where: str, error: ValidationError, fields: list[str]) -> Usage
 
 def leaves(algorithm: Algorithm) -> dict[str, Any]:
     """Dotted path -> value of everything that can be overridden; the kind of a slot stands at the slot's path."""
-    flat: dict[str, Any] = {"siblings": algorithm.siblings, "prompts_factor": algorithm.prompts_factor}
+    flat: dict[str, Any] = {name: getattr(algorithm, name) for name in ("siblings", "old_logp", "prompts_factor")}
     for slot in SLOTS:
         value = getattr(algorithm, slot)
         if slot in MANY:
             flat[slot] = [p.kind for p in value]
             for part in value:
-                flat |= {f"{slot}.{part.kind}.{f}": getattr(part, f) for f in type(part).model_fields}
+                flat |= _fields(f"{slot}.{part.kind}", part)
         else:
-            flat[slot] = value.kind
-            flat |= {f"{slot}.{f}": getattr(value, f) for f in type(value).model_fields}
+            flat |= {slot: value.kind, **_fields(slot, value)}
     flat |= {f"updates.{f}": getattr(algorithm.updates, f) for f in Updates.model_fields}
+    return flat
+
+
+def _fields(path: str, part: Part) -> dict[str, Any]:
+    """Dotted path -> value of a part's fields; a part inside it is a kind with fields of its own."""
+    flat: dict[str, Any] = {}
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        if isinstance(value, Part):
+            flat |= {f"{path}.{name}": value.kind, **_fields(f"{path}.{name}", value)}
+        else:
+            flat[f"{path}.{name}"] = value
     return flat
 
 
@@ -225,11 +262,15 @@ def _changed(data: dict[str, Any], path: str, value: Any, current: Algorithm) ->
     if head in MANY:
         if not rest:
             return {**data, head: list(value or [])}
-        parts = [{**p, rest[1]: value} if p["kind"] == rest[0] else p for p in data[head]]
+        parts = [_with(p, rest[1:], value) if p["kind"] == rest[0] else p for p in data[head]]
         return {**data, head: parts}
-    if not rest:
-        return {**data, head: value}
-    return {**data, head: {**data[head], rest[0]: value}}
+    return _with(data, [head, *rest], value)
+
+
+def _with(data: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    """The nested mapping with another value at a path."""
+    head, *rest = path
+    return {**data, head: _with(data[head], rest, value) if rest else value}
 
 
 def difference(a: Algorithm, b: Algorithm) -> dict[str, tuple[Any, Any]]:
@@ -255,5 +296,6 @@ def describe_slot(algorithm: Algorithm, slot: str) -> str:
 
 
 def _describe(part: Part) -> str:
-    fields = ", ".join(f"{name}={getattr(part, name)}" for name in type(part).model_fields)
+    values = {name: getattr(part, name) for name in type(part).model_fields}
+    fields = ", ".join(f"{name}={_describe(v) if isinstance(v, Part) else v}" for name, v in values.items())
     return f"{part.kind}({fields})" if fields else part.kind

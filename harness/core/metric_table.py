@@ -30,7 +30,7 @@ class Metric:
     doc: str = ""  # why it is kept, and its trap
 
 
-_ON_POLICY = "one update per rollout batch: the weights are those that sampled, so the ratio is 1 by construction"
+_ON_POLICY = "one update per rollout batch: the weights are the old policy's, so the ratio is 1 by construction"
 _NO_CLIP = "the surrogate does not clip; or " + _ON_POLICY
 _DENSE = "dense model"
 _REF = "no reference pass in this step"
@@ -333,7 +333,8 @@ MISMATCH = tuple(
         ("pearson_p", "corr(e^old_logp, e^behaviour_logp)", "[-1, 1]", "tok", None,
          "training/rollout_actor_probs_pearson_corr", None, None, ""),
         ("n", "tokens compared", "tokens", "count", None, None, None, None,
-         "From the old-log-prob pass over all rows, or else from the updates' contributing rows."),
+         "From the old-log-prob pass over all rows, or else from the updates' contributing rows; rows carried over "
+         "from an earlier step are left out."),
     )
 )  # fmt: skip
 
@@ -385,17 +386,22 @@ BUDGET = tuple(
         ("bwd_flops", "4 P per token and backward pass, this step", "FLOP", _NOT_MEASURED, None, None),
         ("optimizer_steps", "optimizer steps of this step, skipped ones left out", "count", "", None, None),
         ("prompts", "groups sampled in this step", "count", "", None, None),
+        ("carried_prompts", "groups of the batch that an earlier step sampled, whose tokens that step counted", "count",
+         "admission drops what it does not need", None, None),
     )
 )  # fmt: skip
 
 HEALTH = tuple(
-    Metric(key=f"health/{key}", formula=formula, unit="count", aggregation="sum", when="counter", prime_rl=prime)
-    for key, formula, prime in (
-        ("nonfinite_loss", "updates whose loss is not finite", "loss/nan_count"),
-        ("nonfinite_grad", "updates whose gradient norm is not finite", None),
-        ("nonfinite_logits", "response tokens with a log-prob that is not finite", None),
-        ("nonfinite_reward", "rows whose reward is not finite", None),
-        ("skipped_updates", "optimizer steps that were skipped for any of these", None),
+    Metric(key=f"health/{key}", formula=formula, unit="count", aggregation="sum", when="counter", not_applicable=na,
+           prime_rl=prime)
+    for key, formula, na, prime in (
+        ("nonfinite_loss", "updates whose loss is not finite", "", "loss/nan_count"),
+        ("nonfinite_grad", "updates whose gradient norm is not finite", "", None),
+        ("nonfinite_logits", "response tokens with a log-prob that is not finite", "", None),
+        ("nonfinite_reward", "rows whose reward is not finite", "", None),
+        ("skipped_updates", "optimizer steps that were skipped for any of these", "", None),
+        ("skipped_critic_updates", "the critic's optimizer steps that were skipped: loss or gradient is not finite",
+         _CRITIC, None),
     )
 )  # fmt: skip
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, model_serializer
+from pydantic import BaseModel, ConfigDict, SerializeAsAny, model_serializer
 
 from harness.core.expect import expect_shape, expect_tokens
 from harness.core.shapes import Bool, Float, Int, Tensor
@@ -33,6 +33,11 @@ class Part(BaseModel, ABC):
     def needs(self) -> frozenset[Need]:
         """What the backbone must provide for this part."""
         return frozenset()
+
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        """Components of the task's reward that the part asks for by name."""
+        return ()
 
     @model_serializer(mode="wrap")
     def _with_kind(self, handler: Any) -> dict[str, Any]:
@@ -99,8 +104,8 @@ class AdvantageInput:
 
         So does a component that is not finite (it becomes NaN), and a process reward (its step is left out).
         """
-        rows = (len(self.mask),)
         expect_tokens("AdvantageInput", self.mask, token_reward=self.token_reward, values=self.values)
+        rows = (len(self.mask),)
         expect_shape("AdvantageInput", rows, "one entry per row", reward=self.reward, group=self.group, kept=self.kept,
                      correct=self.correct, **(self.components or {}))  # fmt: skip
         known = self.reward.isfinite()
@@ -159,6 +164,11 @@ class Admission(Part):
         """True where a refill generates one new prompt per refused group instead of a whole batch."""
         return False
 
+    @property
+    def carries(self) -> bool:
+        """True where groups admitted beyond the number wanted are kept for the next batch instead of dropped."""
+        return False
+
     @abstractmethod
     def __call__(self, view: GroupView) -> Bool[Tensor, "N"]: ...
 
@@ -167,6 +177,11 @@ class Selection(Part):
     """Which rows of an admitted group carry an advantage (GFPO)."""
 
     slot: ClassVar[str] = "selection"
+
+    @property
+    def state(self) -> str | None:
+        """What its history holds; None where it keeps none. Parts of the same state understand each other's history."""
+        return None
 
     @abstractmethod
     def __call__(self, view: RowView, history: tuple[float, ...]) -> Selected: ...
@@ -238,6 +253,12 @@ class Correction(Part):
         """False where every weight is 1, so that nothing is computed."""
         return True
 
+    def reported(
+        self, behaviour_logp: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], key: tuple[int, ...]
+    ) -> Float[Tensor, "B T"]:
+        """The behaviour log-probs as the trainer gets to see them; only a fault disturbs them. `key`: of the step."""
+        return behaviour_logp
+
     @abstractmethod
     def __call__(
         self, old_logp: Float[Tensor, "B T"], behaviour_logp: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]
@@ -288,10 +309,12 @@ class Aggregate(Part):
 class Penalty(Part):
     """A per-token term added to the loss (`place="loss"`) or taken from the reward (`place="reward"`).
 
-    Its weight is a field (`coef`); the objective aggregates it like the policy term.
+    Its weight is a field (`coef`). In the loss it is averaged by `aggregate`, or like the policy term where that is
+    None; taken from the reward, it is never averaged.
     """
 
     slot: ClassVar[str] = "penalties"
+    aggregate: SerializeAsAny[Aggregate] | None = None
 
     @property
     @abstractmethod

@@ -22,6 +22,7 @@ class TaskInfo:
     threshold: float  # `correct` means score >= threshold
     graded: bool = False  # the score takes more than two values
     credit: bool = False  # grades carry process rewards
+    components: tuple[str, ...] = ()  # names of the parts of the reward that grades carry
     single_turn: bool = True
     sizes: Mapping[Split, int | None] = field(default_factory=dict)  # number of items; None = endless
     description: str = ""
@@ -44,6 +45,10 @@ class Task(ABC):
     @abstractmethod
     def step(self, state: Any, text: str, finish_reason: FinishReason) -> tuple[Any, Observation | Done]:
         """One turn: new state and the environment's reply, or the grade that ends the episode."""
+
+    def self_test_cases(self, prompt: Prompt) -> Sequence[tuple[str, bool]]:
+        """Responses whose verdict is known, as (text, correct): what the start-up check of the verifier grades."""
+        return ()
 
 
 class SingleTurnTask(Task):

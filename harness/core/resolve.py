@@ -67,6 +67,9 @@ def deviations(spec: RunSpec, record: Algorithm) -> tuple[str, ...]:
     found += [f"at {e.at:g} of the budget: {e.overrides}" for e in spec.schedule]
     if spec.start is not None:
         found.append(f"starts from {spec.start.run} ({spec.start.checkpoint})")
+        found += [f"start: {what} reset" for what in spec.start.reset]
+    if spec.start is not None and spec.start.prompts is not None:
+        found.append(f"prompts of seed {spec.start.prompts.seed} from number {spec.start.prompts.first} on")
     return tuple(found)
 
 

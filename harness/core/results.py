@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,9 +21,10 @@ from harness.core.spec import RunSpec, StudySpec, parse
 
 SCHEMA_VERSION = 1
 
-SPEC, RESULT, STEPS, EVENTS, EVALS, SAMPLES = (
+SPEC, RESULT, VALIDITY, STEPS, EVENTS, EVALS, SAMPLES = (
     "spec.json",
     "result.json",
+    "validity.json",
     "steps.jsonl",
     "events.jsonl",
     "evals.jsonl",
@@ -33,6 +35,8 @@ RUNS, ROLLOUTS, CHECKPOINTS, REPORT = "runs", "rollouts", "checkpoints", "report
 
 RunStatus = Literal["completed", "collapsed", "no_learning", "infra_failed"]
 Validity = Literal["PASS", "WARN", "INVALID"]
+Severity = Literal["FATAL", "COLLAPSE", "DEGRADED", "WARN"]
+COLLAPSED: tuple[Severity, ...] = ("FATAL", "COLLAPSE")  # what counts as a collapse
 
 
 class Record(BaseModel):
@@ -89,17 +93,61 @@ class EventRecord(Record):
     """A collapse event; a line of events.jsonl. Written by the detectors."""
 
     type: str
-    severity: Literal["FATAL", "COLLAPSE", "DEGRADED", "WARN"]
-    onset_step: int
+    severity: Severity  # the highest so far
+    onset_step: int  # where a change point puts it, at the latest the first flagged step
     confirm_step: int
     clear_step: int | None = None
-    peak_value: float | None = None
-    baseline_value: float | None = None
+    peak_value: float | None = None  # worst value of the evidence
+    baseline_value: float | None = None  # what it is compared with
     rule_id: str
     rule_version: int = 1
     checkpoint_last_healthy: str | None = None
     sampled_tokens_at_onset: int | None = None
-    metrics_window: dict[str, list[float | None]] = Field(default_factory=dict)
+    metrics_window: dict[str, list[float | None]] = Field(default_factory=dict)  # `step`, then metrics; +-50 steps
+    flagged_step: int | None = None  # first flagged step of the confirming window
+    evidence: str | None = None  # the metric of peak_value and baseline_value
+    detail: str | None = None  # which kind of the event, e.g. solved or stuck
+    collapse_step: int | None = None  # when an event of lower severity became a collapse by the held-out score
+    sample_steps: tuple[int, ...] = ()  # steps whose offending responses stand in samples.jsonl
+
+
+class Finding(BaseModel):
+    """What one check of the set-up found. Never about what an algorithm did after its first update."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    check: str  # name of the check, e.g. "verifier"
+    level: Validity
+    measured: str
+    limit: str  # what was allowed
+    why: str  # what the result means
+    advice: str = ""  # what to do; empty where nothing is to be done
+    values: dict[str, float | None] = Field(default_factory=dict)  # the measurements as numbers
+    runs: tuple[str, ...] = ()  # run ids, for a check across runs
+
+    @property
+    def reason(self) -> str:
+        """One line for a result, a log or a table."""
+        return f"{self.check}: {self.why} Measured: {self.measured} (limit: {self.limit}). {self.advice}".rstrip()
+
+
+class ValidityRecord(Record):
+    """validity.json: the findings so far, rewritten whenever there is a new one."""
+
+    run_id: str
+    validity: Validity
+    findings: tuple[Finding, ...]
+
+
+class Engine(BaseModel):
+    """The rollout engine, a recorded factor: runs of different engines are never compared silently."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: str | None  # of the package, where it is known
+    dtype: str  # precision in which it samples
+    exact_repeat: bool  # the same keys give the same tokens, so arms share their sampling noise
 
 
 class Provenance(BaseModel):
@@ -121,6 +169,7 @@ class Provenance(BaseModel):
     model_sha256: str | None = None  # of the initial weights
     tokenizer_sha256: str | None = None
     template_sha256: str | None = None
+    engine: Engine | None = None
     started: str
     finished: str | None = None
 
@@ -131,7 +180,8 @@ class RunResult(Record):
     run_id: str
     status: RunStatus
     validity: Validity = "PASS"
-    validity_reasons: tuple[str, ...] = ()
+    validity_reasons: tuple[str, ...] = ()  # one line per finding that is not PASS
+    validity_findings: tuple[Finding, ...] = ()  # every check of the run's set-up
     error: str | None = None  # for infra_failed
     steps: int
     optimizer_steps: int
@@ -182,7 +232,8 @@ def write_atomic(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise InfrastructureError(
             f"cannot write {path}: {error.strerror}; free space or choose another --results"
         ) from error

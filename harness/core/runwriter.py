@@ -17,6 +17,7 @@ from harness.core.results import (
     SPEC,
     STEPS,
     EvalRecord,
+    EventRecord,
     Record,
     RunResult,
     SampleRecord,
@@ -61,10 +62,14 @@ class RunWriter:
         self.records(EVALS, [record])
         self.records(SAMPLES, samples)
 
-    def test_score(self, step: int) -> float | None:
-        """Score of the test split at a step, where it has been measured."""
-        found = [r["score"] for r in read_lines(self.folder / EVALS) if r["split"] == "test" and r["step"] == step]
-        return float(found[-1]) if found else None
+    def events(self, events: Sequence[EventRecord]) -> None:
+        """Replaces events.jsonl: an event that escalates or clears changes its line."""
+        write_atomic(self.folder / EVENTS, "".join(to_json(event) + "\n" for event in events))
+
+    def test_record(self, step: int) -> EvalRecord | None:
+        """The evaluation of the test split at a step, where it has been made."""
+        found = [r for r in read_lines(self.folder / EVALS) if r["split"] == "test" and r["step"] == step]
+        return EvalRecord.model_validate(found[-1]) if found else None
 
     def first_test_score(self) -> float | None:
         """Score of the test split before training."""

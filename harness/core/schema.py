@@ -14,12 +14,14 @@ from pydantic import BaseModel
 
 from harness.core.metrics import METRICS, PATTERNS, ROW_COLUMNS, Metric, flat_keys
 from harness.core.microscope import Microscope
+from harness.core.recovery import RecoveryReport
 from harness.core.results import (
     SCHEMA_VERSION,
     EvalRecord,
     EventRecord,
     RunResult,
     SampleRecord,
+    ValidityRecord,
     write_atomic,
 )
 from harness.core.spec import RunSpec, StudySpec
@@ -30,10 +32,12 @@ _MODELS: dict[str, tuple[type[BaseModel], str]] = {
     "study": (StudySpec, "study.yaml"),
     "spec": (RunSpec, "spec.json"),
     "result": (RunResult, "result.json"),
+    "validity": (ValidityRecord, "validity.json"),
     "evals": (EvalRecord, "one line of evals.jsonl"),
     "events": (EventRecord, "one line of events.jsonl"),
     "samples": (SampleRecord, "one line of samples.jsonl"),
     "microscope": (Microscope, "microscope.json"),
+    "recovery": (RecoveryReport, "report/recovery.json of a recovery study"),
 }
 
 

@@ -13,6 +13,7 @@ from harness.core.errors import UsageError, near
 
 Bracket = Literal["outcome", "dense", "control"]
 Roster = Literal["matched", "published"]
+Dtype = Literal["float32", "bfloat16"]
 
 
 class Spec(BaseModel):
@@ -45,6 +46,14 @@ class ModelSpec(Spec):
     params: dict[str, Any] = Field(default_factory=dict)
 
 
+class LoraSpec(Spec):
+    """Train low-rank adapters of the linear layers instead of the weights themselves."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)  # the adapter's output is scaled by alpha / rank
+    targets: str | tuple[str, ...] = "all-linear"  # names of modules; all-linear: every one but the output head
+
+
 class Recipe(Spec):
     """What a model needs to train at all; the same for every arm of a study."""
 
@@ -60,6 +69,7 @@ class Recipe(Spec):
     warmup: float = Field(0.0, ge=0, lt=1)  # fraction of the budget with linearly rising learning rate
     micro_batch_tokens: int = Field(16384, ge=1)  # padded tokens of one forward/backward
     generation_tokens: int = Field(65536, ge=1)  # padded tokens generated at once by the transformers sampler
+    lora: LoraSpec | None = None  # None: all weights are trained
     overrides: dict[str, Any] = Field(default_factory=dict)  # algorithm paths set wherever an arm has them
 
 
@@ -95,21 +105,74 @@ class EvalSpec(Spec):
     final_samples: int = Field(1, ge=1)
 
 
+class EngineSpec(Spec):
+    """A rollout engine that is not the trainer's own model."""
+
+    dtype: Dtype | None = None  # None: the trainer's
+    kv_cache_gib: float = Field(1.0, gt=0)  # memory of the KV cache on CPU
+    gpu_memory: float = Field(0.5, gt=0, lt=1)  # share of a GPU's memory for weights and KV cache
+    server: str | None = None  # URL of a running engine server (`harness serve`); None: in this process
+    transfer: Literal["file", "nccl"] = "file"  # how weights reach a server: through a file, or from GPU to GPU
+    folder: str | None = None  # for files, readable on both machines; None: this machine's temporary folder
+
+
+class UpdateSpec(Spec):
+    """How an update is computed: every choice gives the same gradient but for rounding, and can be switched off."""
+
+    share_prompts: bool = False  # siblings share one forward of their prompt
+    skip_rows: bool = True  # rows that cannot contribute are left out
+    sort_by_length: bool = True  # micro-batches of similar length
+    chunk_logits: bool = True  # no tensor of tokens x vocabulary
+    reuse_forward: bool = True  # the first update's forward gives its own old log-probs
+    checkpoint_activations: bool = False  # recompute the decoder's activations in the backward pass
+    compile: bool = False  # torch.compile of the decoder
+
+
 class BackendSpec(Spec):
     """Choices that were made by measurement, once per machine and model; they can change numbers."""
 
     sampler: Literal["transformers", "vllm"] = "transformers"
     device: str = "cpu"  # "cpu" or "cuda"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     threads: int = Field(1, ge=1)
+    attention: str = "sdpa"  # an attention of transformers, or grouped_products
+    engine: EngineSpec = EngineSpec()
+    update: UpdateSpec = UpdateSpec()
+
+
+class CheckpointSpec(Spec):
+    """Which checkpoints a run keeps. None of it can change a number, so none of it is hashed."""
+
+    newest: int = Field(2, ge=1)  # the last N, from which an interrupted run continues
+    every: int = Field(10, ge=0)  # steps between the rungs of the ladder; 0: no ladder
+    dense: int = Field(8, ge=1)  # rungs at that distance; beyond, half as many per doubling of the age
+    ladder: Literal["while_running", "always"] = "while_running"  # always: also after an end without a collapse
+    margin: int = Field(10, ge=0)  # steps that the last healthy checkpoint lies before the onset of a collapse
+    best: bool = True  # the best on validation
+    limit_gib: float = Field(64.0, gt=0)  # of one run's checkpoints; the ladder is thinned to fit
+
+
+class PromptOrder(Spec):
+    """Prompts of the train split in the order of another seed, or from a later one on: other questions."""
+
+    seed: int = Field(ge=0)  # whose order
+    first: int = Field(0, ge=0)  # prompts of that order that are passed over
+
+
+class MonitorSpec(Spec):
+    """What a collapse event does to a run; events are recorded under every policy."""
+
+    on_collapse: Literal["record", "stop", "stop_on_fatal"] = "stop_on_fatal"  # stop: at a confirmed collapse too
 
 
 class StartSpec(Spec):
     """Start from another run's checkpoint."""
 
     run: str  # path of a run folder
-    checkpoint: str = "last"
-    reset: tuple[Literal["optimizer", "critic", "budget"], ...] = ()
+    checkpoint: str = "last"  # a step, or last, best, last_healthy, half, collapsed
+    # optimizer: moments; critic: weights and moments; budget: all counters; adaptive: state of selection and penalties
+    reset: tuple[Literal["optimizer", "critic", "budget", "adaptive"], ...] = ()
+    prompts: PromptOrder | None = None  # None: the order of the run's own seed, continued
 
 
 class ScheduleEntry(Spec):
@@ -136,13 +199,15 @@ class RunSpec(Spec):
     seed: int = Field(ge=0)  # seed pair: data order, sampling stream, cold start
     eval: EvalSpec = EvalSpec()
     backend: BackendSpec = BackendSpec()
+    monitor: MonitorSpec = MonitorSpec()
     start: StartSpec | None = None
     schedule: tuple[ScheduleEntry, ...] = ()
+    checkpoints: CheckpointSpec = CheckpointSpec()
 
     @property
     def hash(self) -> str:
         """Stable hash of everything that can change numbers."""
-        return stable_hash(_without_paths(self.model_dump(mode="json")))
+        return stable_hash(_without_paths(self.model_dump(mode="json", exclude={"checkpoints"})))
 
     @property
     def run_id(self) -> str:
@@ -159,6 +224,13 @@ class ArmSpec(Spec):
     overrides: dict[str, Any] = Field(default_factory=dict)  # on top of the roster's
     bracket: Bracket = "outcome"
     roster: Roster = "matched"
+    recipe: dict[str, Any] = Field(default_factory=dict)  # recipe values of this arm alone; controls only
+
+    @model_validator(mode="after")
+    def _same_recipe_where_ranked(self) -> ArmSpec:
+        if self.recipe and self.bracket != "control":
+            raise ValueError(f"arm {self.name} is ranked, so it has the study's recipe; only controls have their own")
+        return self
 
 
 class SkippedArm(Spec):
@@ -185,21 +257,28 @@ class StudySpec(Spec):
     seeds: tuple[int, ...]
     reference_arm: str = "GRPO"  # differences in the report are taken against it
     delta: float = Field(0.02, gt=0)  # smallest difference of interest, absolute score
+    monitor: MonitorSpec = MonitorSpec()
     start: StartSpec | None = None  # every run starts from this checkpoint instead of the model's own weights
     schedule: tuple[ScheduleEntry, ...] = ()
+    checkpoints: CheckpointSpec = CheckpointSpec()
 
     @property
     def hash(self) -> str:
-        """Stable hash of the study without its name."""
-        return stable_hash(_without_paths(self.model_dump(mode="json", exclude={"name"})))
+        """Stable hash of the study without its name and without what is kept of it."""
+        return stable_hash(_without_paths(self.model_dump(mode="json", exclude={"name", "checkpoints"})))
 
 
 def _without_paths(data: dict[str, Any]) -> dict[str, Any]:
-    """A data file counts by its content and name, not by the folder it lies in."""
-    task = data["task"]
-    if task["data_sha256"] is None:
-        return data
-    return {**data, "task": {**task, "name": task["name"].rsplit("/", 1)[-1]}}
+    """A data file counts by content and name, a run by its name, not by its folder; a server by being one."""
+    engine = {k: v for k, v in data["backend"]["engine"].items() if k not in ("transfer", "folder")}
+    if engine["server"] is not None:
+        engine["server"] = "server"
+    task, start = data["task"], data["start"]
+    if task["data_sha256"] is not None:
+        task = {**task, "name": task["name"].rsplit("/", 1)[-1]}
+    if start is not None:
+        start = {**start, "run": start["run"].rstrip("/").rsplit("/", 1)[-1]}
+    return {**data, "backend": {**data["backend"], "engine": engine}, "task": task, "start": start}
 
 
 def stable_hash(data: Any) -> str:

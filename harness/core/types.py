@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
+import torch
+
 from harness.core.shapes import Bool, Float, Int, Tensor
 
 FinishReason = Literal["stop", "length"]
@@ -130,6 +132,7 @@ class RolloutBatch:
     components: Mapping[str, Float[Tensor, "B"]]
     credit: StepCredit | None
     trajectories: tuple[Trajectory, ...]  # the rows as they came, for samples and rollout files
+    policy_version: Int[Tensor, "B"] | None = None  # oldest weights that sampled a row, as stamped; None = unknown
 
     @property
     def num_rows(self) -> int:
@@ -138,6 +141,13 @@ class RolloutBatch:
     @property
     def num_groups(self) -> int:
         return int(self.group.max()) + 1 if self.num_rows else 0
+
+    @property
+    def fresh(self) -> Bool[Tensor, "B"]:
+        """Rows of the newest policy in the batch; the others were carried over from an earlier one."""
+        if self.policy_version is None or not self.num_rows:
+            return torch.ones_like(self.correct)
+        return self.policy_version == self.policy_version.max()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +194,7 @@ class UpdateTrace:
     grad_norm: float
     grad_clipped: bool
     critic: Mapping[str, float] | None  # loss, clip_frac, grad_norm
-    on_policy: bool  # weights equal those that sampled, so every ratio is 1 by construction
+    on_policy: bool  # the weights are those at the start of the batch: every ratio is 1, unless the sampler is its base
     nonfinite: int  # optimizer steps skipped because loss or gradient was not finite (0 or 1)
     has_clip: bool  # whether the surrogate clips at all
+    fresh: Bool[Tensor, "B"] | None = None  # rows that the policy at the start of the batch sampled; None = all

@@ -52,15 +52,19 @@ def focus(
     *,
     old_logp: Float[Tensor, "B T"],
     values: Float[Tensor, "B T"],
+    history: tuple[float, ...] = (),
 ) -> Arm:
-    """Admission and `prepare` on the recorded batch. Nothing is sampled: refused groups are missing, not replaced."""
+    """Admission and `prepare` on the recorded batch. Nothing is sampled: refused groups are missing, not replaced.
+
+    `history` is what the selection knew before the batch.
+    """
     view = GroupView(reward=batch.reward, correct=batch.correct, group=batch.group, num_groups=batch.num_groups)
     rows = algorithm.admission(view)[batch.group].nonzero()[:, 0]
     if not len(rows):
         return Arm(name=name, algorithm=algorithm, rows=rows, prepared=None)
     mine = nets if "reference" in algorithm.needs else replace(nets, reference=None)
     recorded = Recorded(old_logp=old_logp[rows], values=values[rows] if "critic" in algorithm.needs else None)
-    prepared = prepare(take_rows(batch, rows), algorithm, mine, facts, key, (), recorded=recorded)
+    prepared = prepare(take_rows(batch, rows), algorithm, mine, facts, key, history, recorded=recorded)
     return Arm(name=name, algorithm=algorithm, rows=rows, prepared=prepared)
 
 

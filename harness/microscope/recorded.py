@@ -15,6 +15,7 @@ from harness.core.results import ROLLOUTS
 from harness.core.shapes import Bool, Float, Int, Tensor
 from harness.core.types import Grade, Prompt, RolloutBatch, StepCredit, Trajectory
 
+HISTORY = "selection."
 NEEDED = ("prompt_ids", "response_ids", "mask", "behaviour_logp", "reward", "correct", "group")
 
 
@@ -25,6 +26,7 @@ class RecordedRollout:
     step: int
     batch: RolloutBatch
     values: Float[Tensor, "B T"] | None  # the critic's, where the run had one
+    histories: Mapping[str, tuple[float, ...]]  # what the run's selection knew before it, by the name of its state
 
 
 def recorded_steps(folder: Path) -> dict[int, Path]:
@@ -59,7 +61,10 @@ def read_rollout(folder: Path, step: int, limit: int, device: str = "cpu") -> Re
     if not bool(batch.mask.any()):
         raise UsageError(f"{files[step]}", "it holds no token that the policy produced", "another --step")
     values = tensors.get("values")
-    return RecordedRollout(step=step, batch=batch, values=None if values is None else values.float())
+    histories = {k.removeprefix(HISTORY): tuple(v.tolist()) for k, v in tensors.items() if k.startswith(HISTORY)}
+    return RecordedRollout(
+        step=step, batch=batch, values=None if values is None else values.float(), histories=histories
+    )
 
 
 def as_batch(tensors: Mapping[str, Tensor], limit: int) -> RolloutBatch:
@@ -87,6 +92,7 @@ def as_batch(tensors: Mapping[str, Tensor], limit: int) -> RolloutBatch:
         components={k.removeprefix("component."): v for k, v in tensors.items() if k.startswith("component.")},
         credit=credit,
         trajectories=_trajectories(tensors, prompts, group, mask, ended),
+        policy_version=tensors["policy_version"].long() if "policy_version" in tensors else None,
     )
 
 
@@ -146,4 +152,5 @@ def take_rows(batch: RolloutBatch, rows: Int[Tensor, "b"]) -> RolloutBatch:
         components={name: v[rows] for name, v in batch.components.items()},
         credit=credit,
         trajectories=tuple(batch.trajectories[i] for i in kept),
+        policy_version=None if batch.policy_version is None else batch.policy_version[rows],
     )

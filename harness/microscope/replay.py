@@ -14,6 +14,7 @@ import torch
 from algorithms.arms import arm_overrides, equivalent_to
 from algorithms.checks import range_warning
 from harness.core.algorithm import Algorithm
+from harness.core.checkpoints import find
 from harness.core.errors import UsageError
 from harness.core.microscope import Microscope, Weights
 from harness.core.registry import build_task
@@ -27,7 +28,7 @@ from harness.microscope.recorded import RecordedRollout, read_rollout, recorded_
 from harness.microscope.statistics import quantiles
 from harness.study.arms import apply_changes, build_arm, display_name
 from harness.train import checkpoint
-from harness.train.loop import SHUFFLE
+from harness.train.loop import SHUFFLE, Progress
 from harness.train.networks import Networks, Rows, as_rows, no_grad_logps
 from harness.train.objective import log_sequence_ratio_sd
 from harness.train.optimizer import Optimizer
@@ -170,6 +171,7 @@ class _Stage:
             reference=loaded().policy.requires_grad_(False) if needs_reference else None,
         )
         self.optimizer = Optimizer(self.model.policy, recipe, recipe.lr)
+        self.histories = dict(rollout.histories)
         self.start_text = self._start_weights()
         self.rows: Rows = as_rows(rollout.batch, self.model.pad_id)
         start = no_grad_logps(self.nets, self.nets.policy, self.rows, range(rollout.batch.num_rows))
@@ -177,6 +179,12 @@ class _Stage:
         self.old: Float[Tensor, "B T"] = start  # log-probs of the policy that counts as the old one
         self.moved: Float[Tensor, "B T"] = start  # at the weights the losses are taken at
         self.facts = TaskFacts(reward_range=self._reward_range(), limit=recipe.max_new_tokens)
+        carried = int((~rollout.batch.fresh).sum())
+        if carried:
+            notes.append(
+                f"{carried} of {rollout.batch.num_rows} responses were carried over from an earlier step: "
+                "weights older than the others' sampled them."
+            )
         self.records = records
         self.arms: dict[str, Arm] = {}
 
@@ -192,23 +200,25 @@ class _Stage:
         """The weights that sampled the batch where they are kept, else the nearest earlier ones; in words."""
         own = [p for p in checkpoint.steps(self.run.path / CHECKPOINTS) if int(p.name) < self.rollout.step]
         if own:
-            self._load(own[-1])
+            progress = self._load(own[-1])
+            if progress.step == self.rollout.step - 1 and progress.history_of is not None:
+                self.histories.setdefault(progress.history_of, progress.history)
             return f"the checkpoint of step {int(own[-1].name)}"
         start = self.spec.start
         if start is not None:
-            found = checkpoint.steps(Path(start.run) / CHECKPOINTS)
-            found = [p for p in found if start.checkpoint in ("last", str(int(p.name)), p.name)]
-            if not found:
+            try:
+                found = find(Path(start.run), start.checkpoint)
+            except UsageError:
                 raise UsageError(
                     f"{self.run.path}: it starts from {start.run} ({start.checkpoint})",
                     "that checkpoint is not there, so its initial weights are unknown",
                     "--checkpoint for the run's own newest one, or the folder back in its place",
-                )
-            self._load(found[-1])
+                ) from None
+            self._load(found)
         return "the initial weights"
 
-    def _load(self, path: Path) -> None:
-        checkpoint.load(path, Optimizers(policy=self.optimizer), moments=False, critic=False)
+    def _load(self, path: Path) -> Progress:
+        return checkpoint.load(path, Optimizers(policy=self.optimizer), moments=False, critic=False)[0]
 
     def _reward_range(self) -> tuple[float, float]:
         try:
@@ -229,14 +239,30 @@ class _Stage:
             self.key,
             old_logp=self.old,
             values=torch.zeros_like(self.old) if values is None else values,
+            history=self.histories.get(algorithm.selection.state or "", ()),
         )
 
     def _focus_all(self) -> None:
         self.arms = {name: self._focus(name, a) for name, a in self.records.items()}
+        self.notes += [note for name, a in self.records.items() for note in self._memory(name, a.selection.state)]
+
+    def _memory(self, name: str, state: str | None) -> list[str]:
+        """What the selection of an arm knows here of earlier prompts."""
+        if state is None:
+            return []
+        if self.histories.get(state):
+            return [f"{name}: its selection knows the prompts before this batch as the run recorded them ({state})."]
+        if state in self.histories or (self.rollout.step == 1 and self.spec.start is None):
+            return [f"{name}: its selection had seen no prompts before this batch ({state}): k as in its warm-up."]
+        return [
+            f"{name}: the run folder does not tell what its selection would know of the prompts before this batch "
+            f"({state}), so it selects as if this were the first one: k as in its warm-up."
+        ]
 
     def move_by_pass(self) -> Weights:
         """One update pass of GRPO over this very batch, as the trainer does it, with a fresh optimizer."""
-        gap = float((self.start - self.rollout.batch.behaviour_logp)[self.mask].abs().mean())
+        fresh = self.mask & self.rollout.batch.fresh[:, None]
+        gap = float((self.start - self.rollout.batch.behaviour_logp)[fresh].abs().mean())
         if gap > FAR_NATS:
             self.notes.append(
                 f"The weights that sampled step {self.rollout.step} were not kept: the responses are looked at as if "
@@ -252,7 +278,8 @@ class _Stage:
             arm.prepared, algorithm, replace(self.nets, reference=None), Optimizers(policy=self.optimizer),
             Rates(policy=recipe.lr, critic=0.0), self.old.clone(), plan, width=recipe.max_new_tokens,
         )  # fmt: skip
-        done = sum(t is not None and not t.nonfinite and t.grad_norm > 0 for t in steps)
+        traces = [step.policy for step in steps if step.policy is not None]
+        done = sum(not t.nonfinite and t.grad_norm > 0 for t in traces)
         if not done:
             self.notes.append("No group has both better and worse responses, so GRPO moves nothing: every ratio is 1.")
         text = f"after the {done} mini-batches of one GRPO update pass (lr {recipe.lr:g}) from {self.start_text}"

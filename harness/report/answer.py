@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.report import text
+from harness.report.validity import sentences
 
 Pairs = Sequence[dict[str, Any]]
 
 
 def answer(report: Mapping[str, Any]) -> dict[str, Any]:
-    """`headline`, `details` (sentences), `status` (decided, equivalent, undecided, single, none)."""
+    """`headline`, `details` (sentences), `status` (decided, equivalent, undecided, single, none, invalid)."""
     study = report["study"]
     where = f"At {study['budget_words']} on {study['task']}"
     group = next((g for g in report["groups"] if g["ranked"]), None)
@@ -21,7 +22,10 @@ def answer(report: Mapping[str, Any]) -> dict[str, Any]:
         c for c in report["comparisons"] if group and (c["bracket"], c["roster"]) == (group["bracket"], group["roster"])
     ]
     details: list[str] = []
-    if not any(a["n"] for a in report["arms"]):
+    refused = report["validity"]["reason"]
+    if refused is not None:
+        status, headline = "invalid", f"{where}, the comparison is INVALID and nothing is ranked: {refused}"
+    elif not any(a["n"] for a in report["arms"]):
         status, headline = "none", "No run has finished, so nothing can be said yet."
     elif not group or len(scored) < 2 or not pairs:
         status, headline = "single", _single(where, scored or [a for a in report["arms"] if a["n"]])
@@ -29,9 +33,15 @@ def answer(report: Mapping[str, Any]) -> dict[str, Any]:
         status, headline, details = _compared(where, group, arms, pairs, study["delta"])
     return {
         "headline": headline,
-        "details": [*details, *_controls(report, arms), *_collapses(report), *_skipped(report)],
+        "details": [
+            *details,
+            *_controls(report, arms),
+            *_collapses(report),
+            *sentences(report),
+            *_skipped(report),
+        ],
         "status": status,
-        "uncontrolled": not any(a["bracket"] == "control" and a["n"] for a in report["arms"]),
+        "uncontrolled": not any(_control(a) and a["n"] for a in report["arms"]),
         "runs": sorted({r for c in pairs for r in c["runs"]}),
     }
 
@@ -137,9 +147,14 @@ def _undecided(rest: Pairs, reference: str, delta: float, say_names: bool) -> st
     )
 
 
+def _control(arm: Mapping[str, Any]) -> bool:
+    """A control of what was learned; a canary at learning rate 0 controls the measuring only."""
+    return bool(arm["bracket"] == "control" and arm["recipe"].get("lr") != 0)
+
+
 def _controls(report: Mapping[str, Any], arms: Mapping[str, dict[str, Any]]) -> list[str]:
     controls = [c for c in report["comparisons"] if c["bracket"] == "control"]
-    if not any(a["bracket"] == "control" for a in arms.values()):
+    if not any(_control(a) for a in arms.values()):
         return [
             "Uncontrolled: the study has no control arm (such as a random reward), "
             "so a gain over the base model cannot be put down to the reward."
@@ -185,7 +200,7 @@ def caveats(report: Mapping[str, Any]) -> list[str]:
             f"At most {few} seed{'s' if few > 1 else ''} per arm: five are a screening, "
             "eight to ten a decision, twenty a claim about collapse rates."
         )
-    if not any(a["bracket"] == "control" for a in report["arms"]):
+    if not any(_control(a) for a in report["arms"]):
         found.append("Attribution: no control arm was run.")
     if len({r["start_weights"] for r in report["runs"] if r["start_weights"]}) == 1:
         found.append(

@@ -13,6 +13,7 @@ Layout (schema_version 1); an *estimate* is {value, low, high, n, level, estimat
     curves      held-out score per run and arm; panels: stability metrics per run
     components  slots x arms; differences: dotted paths; identical: arms with equal resolved algorithms;
                 skipped: arms left out, with the reason
+    validity    may anything be ranked: level and reason, findings, checks passed, noise floor, pairing
     setup       fairness contract: what must be the same, and whether it was
     noise       seed SD, evaluation SE, spread within and between cold starts
     samples     first prompts with a response per arm; runs: every run; events; tally; caveats; provenance; glossary
@@ -32,6 +33,7 @@ from harness.report.curves import PANELS, learning_curves, panels, pick_split
 from harness.report.provenance import provenance
 from harness.report.samples import samples
 from harness.report.style import assign
+from harness.report.validity import validity
 
 if TYPE_CHECKING:
     from harness.core.results import StudyFolder
@@ -57,15 +59,16 @@ def build_report(study: StudyFolder) -> dict[str, Any]:
     report: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "kind": "study report", "study": _study(study, facts)}
     report |= _judged(study, arms, facts, questions)
     algorithms = resolved(by_arm)
+    own_recipe = {arm.name for arm in study.spec.arms if arm.recipe}
     report |= {
-        "thresholds": verdict.thresholds(curves, {a["name"]: a for a in arms}),
+        "thresholds": [] if report["validity"]["reason"] else verdict.thresholds(curves, {a["name"]: a for a in arms}),
         "curves": {"split": split, "budget": study.spec.budget.sampled_tokens, "arms": curves},
         "panels": panels(by_arm),
         "components": matrix(algorithms, study.spec.reference_arm),
         "differences": differences(algorithms, study.spec.reference_arm),
-        "identical": identical(algorithms),
+        "identical": identical({a: slots for a, slots in algorithms.items() if a not in own_recipe}),
         "skipped": [arm.model_dump() for arm in study.spec.skipped],
-        "setup": shared_setup(study.runs) if study.runs else [],
+        "setup": shared_setup(study),
         "noise": verdict.noise(facts),
         "samples": samples(by_arm),
         "runs": [f for runs in facts.values() for f in runs],
@@ -87,9 +90,15 @@ def _judged(
 ) -> dict[str, Any]:  # fmt: skip
     delta = study.spec.delta
     listed = verdict.groups(arms, study.spec.reference_arm)
+    judged = validity(study, facts, listed)
+    if judged["reason"] is not None:  # listed, in the order of the study, and nothing more
+        unranked = [{**g, "ranked": False, "best_set": []} for g in listed]
+        nothing: dict[str, Any] = {"comparisons": [], "all_pairs": [], "ranks": []}
+        return {"validity": judged, "groups": unranked, "arms": arms, "base": verdict.base(facts), **nothing}
     pairs = verdict.all_pairs(listed, facts, questions, delta)
     verdict.best_sets(listed, {a["name"]: a for a in arms}, pairs)
     return {
+        "validity": judged,
         "groups": listed,
         "arms": arms,
         "comparisons": verdict.compare(listed, facts, questions, delta),

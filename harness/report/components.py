@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness.validity.across import PER_SEED, SETTINGS, settings_of
+
 if TYPE_CHECKING:
-    from harness.core.results import RunFolder
+    from harness.core.results import RunFolder, StudyFolder
 
 SLOTS = (
     "siblings",
@@ -20,8 +22,8 @@ SLOTS = (
     "penalties",
     "updates",
 )
-EXTRA = {"prompts_factor": 1, "exclusions": [], "correction": {"kind": "none"}}  # shown where an arm has another value
-OWN_KEYS = ("arm", "algorithm", "overrides", "bracket", "roster", "seed")  # what an arm may have for itself
+# shown where an arm has another value
+EXTRA = {"prompts_factor": 1, "old_logp": "train", "exclusions": [], "correction": {"kind": "none"}}
 
 
 def resolved(runs: Mapping[str, Sequence[RunFolder]]) -> dict[str, dict[str, Any]]:
@@ -107,17 +109,14 @@ def identical(algorithms: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     return [arms for arms in groups.values() if len(arms) > 1]
 
 
-def shared_setup(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
+def shared_setup(study: StudyFolder) -> list[dict[str, Any]]:
     """Everything that must be the same in all arms, and whether it was: the fairness contract, checked."""
-    specs = [{k: v for k, v in r.spec.model_dump(mode="json").items() if k not in OWN_KEYS} for r in runs]
-    checks = []
-    for key in ("task", "model", "recipe", "budget", "eval", "backend", "start", "schedule", "numerics_version"):
-        checks.append(_check(key, [(r.path.name, s.get(key)) for r, s in zip(runs, specs, strict=True)]))
-    done = [r for r in runs if r.result is not None]
-    for key in ("tokenizer_sha256", "template_sha256", "packages", "cpu", "gpu", "git_commit", "harness_version"):
-        checks.append(_check(key, [(r.path.name, getattr(r.result.provenance, key)) for r in done if r.result]))
+    if not study.runs:
+        return []
+    settings = [settings_of(run, study.spec) for run in study.runs]
+    checks = [_check(name, [s[key] for s in settings]) for key, (_, name) in SETTINGS.items() if key not in PER_SEED]
     per_seed: dict[int, set[str | None]] = {}
-    for r in done:
+    for r in study.runs:
         if r.result:
             per_seed.setdefault(r.spec.seed, set()).add(r.result.provenance.model_sha256)
     known = [s for s in per_seed.values() if s != {None}]
@@ -126,16 +125,15 @@ def shared_setup(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
     return checks
 
 
-def _check(key: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def _check(name: str, values: Sequence[Any]) -> dict[str, Any]:
     distinct: dict[str, int] = {}
-    for _, value in pairs:
-        text = describe(value) if value is not None else "none"
-        distinct[text] = distinct.get(text, 0) + 1
+    for value in values:
+        if value is not None:
+            text = describe(value)
+            distinct[text] = distinct.get(text, 0) + 1
     state = "same" if len(distinct) == 1 else "differs" if distinct else "not recorded"
-    if list(distinct) == ["none"] and key not in ("start", "schedule", "gpu"):
-        state = "not recorded"
     return {
-        "what": key,
+        "what": name,
         "state": state,
         "values": [{"value": v, "runs": n} for v, n in distinct.items()] if state == "differs" else [],
     }

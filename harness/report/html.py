@@ -28,7 +28,7 @@ def views(report: Mapping[str, Any]) -> dict[str, Any]:
     """All tables by name."""
     makers = (
         tables.verdict, tables.efficiency, tables.behaviour, tables.budget, tables.pairs, tables.noise, tables.ranks,
-        tables.runs, tables.ledger, tables.config, tables.setup,
+        tables.runs, tables.ledger, tables.config, tables.setup, tables.validity,
     )  # fmt: skip
     return {maker.__name__: maker(report) for maker in makers}
 

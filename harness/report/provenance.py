@@ -28,6 +28,9 @@ def provenance(study: StudyFolder) -> dict[str, Any]:
     """Values over all finished runs; more than one value of a field is listed, not hidden."""
     found = [r.result.provenance for r in study.runs if r.result]
     rows = [{"what": title, "values": _distinct([getattr(p, field) for p in found])} for field, title in FIELDS]
+    engines = _distinct([f"{p.engine.name} {p.engine.version or ''}, {p.engine.dtype}" for p in found if p.engine])
+    rows.append({"what": "Rollout engine", "values": engines})
+    rows.append({"what": "Rollouts", "values": [_rollouts(study.spec.backend)]})
     packages = _distinct([", ".join(f"{k} {v}" for k, v in sorted(p.packages.items())) for p in found])
     ended = [p.finished for p in found if p.finished]
     return {
@@ -40,6 +43,14 @@ def provenance(study: StudyFolder) -> dict[str, Any]:
         "backend": study.spec.backend.model_dump(mode="json"),
         "regenerate": f"harness report <results>/{study.path.name}",
     }
+
+
+def _rollouts(backend: Any) -> str:
+    """What sampled, and which level of pairing between the arms that gives."""
+    if backend.sampler == "transformers":
+        return f"transformers in {backend.dtype}; arms share prompts, their order and the sampling noise"
+    dtype = backend.engine.dtype or backend.dtype
+    return f"{backend.sampler} in {dtype}; arms share prompts and their order, not the sampling noise"
 
 
 def _distinct(values: list[Any]) -> list[str]:

@@ -341,17 +341,24 @@ def config(report: Mapping[str, Any]) -> Table:
     return _table(("Arm", "Path", "Value", f"In {report['study']['reference']}"), [("", rows)])
 
 
-NAMES = {
-    "git_commit": "code commit", "harness_version": "harness version", "tokenizer_sha256": "tokenizer",
-    "cpu": "CPU", "gpu": "GPU",
-    "template_sha256": "prompt template", "numerics_version": "numerics version", "eval": "evaluation",
-    "start": "start checkpoint",
-}  # fmt: skip
+def validity(report: Mapping[str, Any]) -> Table:
+    """Findings of the set-up that are not PASS: what was measured, what was allowed, what it means, what to do."""
+    rows = [
+        [
+            cell(f["check"]),
+            cell(f["level"], css="bad" if f["level"] == "INVALID" else "open"),
+            cell(f["arm"], f"{len(f['runs'])} run{'s' if len(f['runs']) != 1 else ''}" if f["runs"] else ""),
+            cell(f["measured"], f"limit {f['limit']}", "wrap"),
+            cell(f["why"], f["advice"], "wrap"),
+        ]
+        for f in report["validity"]["findings"]
+    ]
+    return _table(("Check", "Level", "Arm", "Measured", "What it means, what to do"), [("", rows)])
 
 
 def setup(report: Mapping[str, Any]) -> Table:
     """The parts of the fairness contract that were not kept; `same` and `unknown` name the others."""
-    checks = [(NAMES.get(c["what"], c["what"]), c) for c in report["setup"]]
+    checks = [(c["what"], c) for c in report["setup"]]
     rows = [[cell(name, css="bad"),
              cell("; ".join(f"{v['value']} ({v['runs']} runs)" for v in c["values"]), css="wrap")]
             for name, c in checks if c["state"] == "differs"]  # fmt: skip

@@ -72,7 +72,8 @@ def arm_row(arm: Mapping[str, Any], runs: Sequence[Run], planned: int) -> dict[s
     statuses = {s: sum(r["status"] == s for r in runs) for s in (*COUNTED, "infra_failed", "unfinished")}
     return {
         **arm,
-        "deviations": deviations or [f"{k}: {v}" for k, v in arm["overrides"].items()],
+        "deviations": (deviations or [f"{k}: {v}" for k, v in arm["overrides"].items()])
+        + [f"recipe.{k}: {v}" for k, v in arm["recipe"].items()],
         "n": len(counted),
         "seeds": [{"seed": r["seed"], "run": r["id"], "score": r["score"], "status": r["status"]} for r in counted],
         "score": _point(estimate(runs, "score"), collapsed),

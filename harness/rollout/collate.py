@@ -46,4 +46,7 @@ def collate(groups: Sequence[RolloutGroup], device: torch.device | str = "cpu") 
         if steps
         else None,
         trajectories=tuple(rows),
+        policy_version=column([min(v for _, v in t.segments) for t in rows], torch.long)
+        if all(t.segments for t in rows)
+        else None,
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from harness.core.algorithm import Algorithm
 from harness.core.parts import GroupView
+from harness.core.spec import PromptOrder
 from harness.core.types import RolloutGroup
 from harness.rollout.collect import Collector
 from harness.rollout.order import MAIN, REFILL, train_prompts
@@ -19,8 +20,9 @@ from harness.rollout.refill import Refill
 class Gathered:
     """The groups to train on, and everything that was sampled for them."""
 
-    groups: list[RolloutGroup]  # admitted, at most the number wanted
-    sampled: list[RolloutGroup]  # all, discarded ones included
+    groups: list[RolloutGroup]  # admitted, at most the number wanted; those carried over from an earlier step first
+    carried: list[RolloutGroup]  # admitted beyond that, for the next step
+    sampled: list[RolloutGroup]  # in this step, discarded ones included
     rounds: int  # generation batches
     exhausted: bool  # the refill cap was hit first
     refill_cursor: int  # next unused prompt of the refill stream
@@ -29,24 +31,34 @@ class Gathered:
 
 
 def gather(
-    collector: Collector, algorithm: Algorithm, *, wanted: int, seed: int, rollout: int, refill_cursor: int
+    collector: Collector,
+    algorithm: Algorithm,
+    *,
+    wanted: int,
+    seed: int,
+    rollout: int,
+    refill_cursor: int,
+    carried: Sequence[RolloutGroup] = (),
+    order: PromptOrder | None = None,
 ) -> Gathered:
     """Generation batches of `wanted` prompts until that many groups are admitted or the refill's rounds are used up.
 
     The first batch comes from the main prompt stream, refills from a stream of their own, so that one arm's refill
-    never shifts another arm's prompts.
+    never shifts another arm's prompts. `carried` is the surplus of the step before; `order` names other prompts than
+    those of the seed, in both streams.
     """
+    order = order or PromptOrder(seed=seed)
     plan = Refill.of(algorithm.admission, wanted)
-    admitted: list[RolloutGroup] = []
+    admitted = plan.begin(carried)
     sampled: list[RolloutGroup] = []
     t_gen = t_reward = 0.0
     rounds = 0
-    while True:
+    while (decision := plan.decide(len(admitted), rounds)) == "more":
         if rounds == 0:
-            prompts = train_prompts(collector.task, seed, MAIN, rollout * wanted, wanted)
+            prompts = train_prompts(collector.task, order.seed, MAIN, order.first + rollout * wanted, wanted)
         else:
             size = plan.size(len(admitted))
-            prompts = train_prompts(collector.task, seed, REFILL, refill_cursor, size)
+            prompts = train_prompts(collector.task, order.seed, REFILL, order.first + refill_cursor, size)
             refill_cursor += size
         new = collector.collect(prompts, algorithm.siblings, (seed, rollout), [g.prompt for g in sampled])
         t_gen, t_reward = t_gen + new.t_gen, t_reward + new.t_reward
@@ -54,11 +66,10 @@ def gather(
         sampled += new.groups
         keep = algorithm.admission(group_view(new.groups)).tolist()
         admitted += [g for g, k in zip(new.groups, keep, strict=True) if k]
-        decision = plan.decide(len(admitted), rounds)
-        if decision != "more":
-            break
+    groups, surplus = plan.split(admitted)
     return Gathered(
-        groups=admitted[:wanted],
+        groups=groups,
+        carried=[_settled(g) for g in surplus],
         sampled=sampled,
         rounds=rounds,
         exhausted=decision == "exhausted",
@@ -66,6 +77,12 @@ def gather(
         t_gen=t_gen,
         t_reward=t_reward,
     )
+
+
+def _settled(group: RolloutGroup) -> RolloutGroup:
+    """The group without its prompt's answer, which only the grader reads: all that a checkpoint has to keep."""
+    prompt = replace(group.prompt, answer=None)
+    return RolloutGroup(prompt=prompt, trajectories=tuple(replace(t, prompt=prompt) for t in group.trajectories))
 
 
 def group_view(groups: Sequence[RolloutGroup]) -> GroupView:

@@ -68,6 +68,15 @@ def jeffreys(k: int, n: int, level: float = 0.95) -> Estimate:
     return Estimate(value=k / n, low=low, high=high, n=n, level=level, estimator=name)
 
 
+def poisson_rate(k: int, exposure: float, level: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a rate from k events in `exposure` units, chi2 quantiles / (2 exposure) (Garwood 1936)."""
+    if k < 0 or exposure <= 0:
+        raise ValueError(f"k={k} events in {exposure}")
+    tail = (1 - level) / 2
+    low = 0.0 if k == 0 else float(stats.chi2.ppf(tail, 2 * k)) / 2
+    return low / exposure, float(stats.chi2.ppf(1 - tail, 2 * k + 2)) / 2 / exposure
+
+
 def clustered_mean(correct: Sequence[int], samples: Sequence[int]) -> tuple[float, float | None]:
     """Avg@k over questions and its question-clustered standard error.
 

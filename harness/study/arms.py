@@ -13,10 +13,10 @@ from harness.core.errors import UsageError, near
 from harness.core.ports import TaskInfo
 from harness.core.registry import algorithm_names
 from harness.core.resolve import resolve_algorithm
-from harness.core.spec import ArmSpec, Recipe, Roster, SkippedArm
+from harness.core.spec import ArmSpec, Bracket, Recipe, Roster, SkippedArm
 
 DISPLAY = {"ppo": "PPO", "grpo": "GRPO", "dapo": "DAPO", "gspo": "GSPO", "gspo_token": "GSPO-token", "gfpo": "GFPO",
-           "rft": "RFT", "base": "Base model", "random_reward": "GRPO, random reward",
+           "canary_lr0": "Canary, lr 0", "rft": "RFT", "base": "Base model", "random_reward": "GRPO, random reward",
            "rloo": "RLOO", "cispo": "CISPO", "luspo": "LUSPO", "dr_grpo": "Dr. GRPO", "bnpo": "BNPO",
            "grpo_batch_std": "GRPO, batch std + token loss"}  # fmt: skip
 
@@ -45,6 +45,7 @@ def build_arm(name: str, roster: Roster, *, several_rosters: bool) -> ArmSpec:
             overrides=arm_overrides(name, roster),
             bracket=known.bracket,
             roster=roster,
+            recipe=dict(known.recipe),
         )
     if name not in algorithm_names():
         raise UsageError(f"algorithm {name!r}", "there is no arm or algorithm of that name", near(name, arm_names()))
@@ -114,6 +115,8 @@ def check_arms(
             skipped.append(SkippedArm(name=arm.name, reason=error.why))
             continue
         notes += [f"{arm.name}: {w}" for w in warnings_for(record, info)]
+        arm, said = _in_its_bracket(arm, record)
+        notes += said
         equal = equivalent_to(record)
         if equal is None or equal == arm.algorithm:
             run.append(arm)
@@ -137,6 +140,15 @@ def check_arms(
     if not run:
         raise UsageError("no arms to run", "every arm was left out", "name at least one algorithm")
     return tuple(run), tuple(skipped), notes
+
+
+def _in_its_bracket(arm: ArmSpec, record: Algorithm) -> tuple[ArmSpec, list[str]]:
+    """The arm in the bracket of what it reads: an override may have given it process rewards, or taken them away."""
+    reads: Bracket = "dense" if "credit" in record.needs else "outcome"
+    if arm.bracket in ("control", reads):
+        return arm, []
+    what = "reads process rewards" if reads == "dense" else "reads no process rewards"
+    return arm.model_copy(update={"bracket": reads}), [f"{arm.name} {what}, so it is ranked in the bracket {reads}."]
 
 
 def records(arms: Sequence[ArmSpec], recipe: Recipe) -> dict[str, Algorithm]:

@@ -8,19 +8,22 @@ from typing import Any
 
 import yaml
 
+from algorithms.checks import refusals_along
 from harness import NUMERICS_VERSION
 from harness.core.algorithm import leaves
 from harness.core.errors import UsageError, near
 from harness.core.ports import Task
 from harness.core.registry import algorithm as preset
 from harness.core.registry import algorithm_names, build_task
-from harness.core.resolve import resolve_algorithm, scheduled
+from harness.core.resolve import resolve_algorithm
 from harness.core.spec import (
     ArmSpec,
     BackendSpec,
     Budget,
+    CheckpointSpec,
     EvalSpec,
     ModelSpec,
+    MonitorSpec,
     Recipe,
     RunSpec,
     StudySpec,
@@ -31,10 +34,10 @@ from harness.core.spec import (
 from harness.study.arms import apply_changes, build_arm, check_arms
 from harness.study.presets import load_preset, merge
 
-SECTIONS = ("recipe", "eval", "task", "model", "backend", "budget")
+SECTIONS = ("recipe", "eval", "task", "model", "backend", "budget", "checkpoints", "monitor")
 KEYS = (
     "task", "model", "rosters", "arms", "controls", "seeds", "budget", "eval", "recipe", "backend", "overrides",
-    "delta", "start", "schedule", "name", "reference_arm",
+    "delta", "monitor", "start", "schedule", "name", "reference_arm", "checkpoints",
 )  # fmt: skip
 
 NEEDED = ("task", "model", "rosters", "arms", "seeds", "budget")
@@ -105,8 +108,10 @@ def build(
         "seeds": data["seeds"],
         "reference_arm": reference if reference in [a.name for a in arms] else arms[0].name,
         "delta": data.get("delta", 0.02),
+        "monitor": parse(MonitorSpec, data.get("monitor", {}), "monitor"),
         "start": data.get("start"),
         "schedule": data.get("schedule", ()),
+        "checkpoints": parse(CheckpointSpec, data.get("checkpoints", {}), "checkpoints"),
     }
     spec: StudySpec = parse(StudySpec, given, choices.preset)
     if not spec.seeds:
@@ -114,7 +119,8 @@ def build(
     if min(spec.seeds) < 0 or len(set(spec.seeds)) < len(spec.seeds):
         raise UsageError(f"seeds {list(spec.seeds)}", "they are different whole numbers from 0 on", "--seeds 0,1,2")
     for arm in arms:
-        scheduled(resolve_algorithm(arm.algorithm, arm.overrides, recipe), recipe, spec.schedule, 1.0)
+        record = resolve_algorithm(arm.algorithm, arm.overrides, recipe)
+        refusals_along(record, recipe, spec.schedule, task.info)
     name = choices.name or data.get("name") or study_name(spec)
     spec = spec.model_copy(update={"name": name})
     spec = spec.model_copy(update={"backend": backend_of(spec)})
@@ -233,6 +239,14 @@ def study_name(spec: StudySpec) -> str:
     return f"{safe}-{content[:6]}"
 
 
+def arm_recipe(recipe: Recipe, arm: ArmSpec) -> Recipe:
+    """The study's recipe with what a control has for itself."""
+    if not arm.recipe:
+        return recipe
+    changed: Recipe = parse(Recipe, merge(recipe.model_dump(), arm.recipe), f"recipe of {arm.name}")
+    return changed
+
+
 def run_specs(spec: StudySpec) -> list[RunSpec]:
     """All runs of a study, seed by seed, so that an interrupted study has whole seeds first."""
     return [
@@ -245,13 +259,15 @@ def run_specs(spec: StudySpec) -> list[RunSpec]:
             roster=arm.roster,
             task=spec.task,
             model=spec.model,
-            recipe=spec.recipe,
+            recipe=arm_recipe(spec.recipe, arm),
             budget=spec.budget,
             seed=seed,
             eval=spec.eval,
             backend=spec.backend,
+            monitor=spec.monitor,
             start=spec.start,
             schedule=spec.schedule,
+            checkpoints=spec.checkpoints,
         )
         for seed in spec.seeds
         for arm in spec.arms

@@ -37,17 +37,7 @@ class Outcome:
 def prepare_folder(spec: StudySpec, results: Path) -> Path:
     """Creates or checks the study's folder; study.yaml is written before the first run."""
     folder = results / spec.name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(
-            f"results folder {results}",
-            f"it cannot be written: {error.strerror}",
-            "another --results, or its permissions",
-        ) from None
+    make_writable(folder)
     if (folder / STUDY).exists():
         known = read_study_spec(folder)
         if known.hash != spec.hash:
@@ -59,6 +49,21 @@ def prepare_folder(spec: StudySpec, results: Path) -> Path:
     else:
         write_study_spec(folder, spec)
     return folder
+
+
+def make_writable(folder: Path) -> None:
+    """Creates a folder under a results folder; UsageError where nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"results folder {folder.parent}",
+            f"it cannot be written: {error.strerror}",
+            "another --results, or its permissions",
+        ) from None
 
 
 def plan_runs(spec: StudySpec, folder: Path) -> list[PlannedRun]:

@@ -14,10 +14,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from harness.core.errors import HarnessError
 from harness.core.ports import RunState
-from harness.core.results import STEPS
+from harness.core.results import EVENTS, RESULT, STEPS, VALIDITY, read_lines
 from harness.study.compare import PlannedRun
 
+SERIOUS = ("FATAL", "COLLAPSE", "DEGRADED")
+OPTIONAL = (("setup", "yellow"), ("events", "red"))  # columns that appear when there is something to say
 PLAIN_EVERY_S = 20.0
 TAIL_BYTES = 16384
 
@@ -33,6 +36,8 @@ class Line:
     reward: float | None
     tokens_per_s: float | None
     eta_s: float | None
+    setup: str  # "", or level and checks of the set-up that are not PASS
+    events: str  # active ones, the worst first, e.g. `reward_collapse 57`; empty where there is none
 
 
 def tail_row(path: Path) -> dict[str, Any] | None:
@@ -65,7 +70,41 @@ def line_of(run: PlannedRun) -> Line:
         reward=row.get("reward/mean") if row else None,
         tokens_per_s=row.get("perf/tok_per_s_e2e") if row else None,
         eta_s=row["wallclock_s"] * (1 - fraction) / fraction if row and fraction > 0 else None,
+        setup=setup_of(run.folder),
+        events=events_of(run.folder),
     )
+
+
+def setup_of(folder: Path) -> str:
+    """`INVALID verifier, ends`: the worst level of a run's findings so far, and the checks that have it."""
+    try:
+        record = json.loads((folder / VALIDITY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    level = record["validity"]
+    checks = dict.fromkeys(f["check"] for f in record["findings"] if f["level"] == level)
+    return "" if level == "PASS" else f"{level} {', '.join(checks)}"
+
+
+def events_of(folder: Path, shown: int = 2) -> str:
+    """The active events of a run with their onsets, warnings left out."""
+    try:
+        rows = [r for r in read_lines(folder / EVENTS) if r.get("clear_step") is None and r.get("severity") in SERIOUS]
+    except HarnessError:  # another program wrote the file; the run itself tells
+        return ""
+    rows.sort(key=lambda r: (SERIOUS.index(r["severity"]), r["onset_step"]))
+    told = [f"{r['type']} {r['onset_step']}" for r in rows[:shown]]
+    return ", ".join([*told, *([f"+{len(rows) - shown}"] if len(rows) > shown else [])])
+
+
+def ending(folder: Path) -> str:
+    """How a run ended, where that was not the plain end of its budget, with its events."""
+    try:
+        status = json.loads((folder / RESULT).read_text(encoding="utf-8"))["status"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    events = events_of(folder)
+    return "" if status == "completed" and not events else f": {status}" + (f" ({events})" if events else "")
 
 
 def duration(seconds: float | None) -> str:
@@ -88,6 +127,7 @@ class LiveView:
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._start = time.monotonic()
         self._told: dict[str, RunState] = {}
+        self._setups: dict[str, str] = {}
         self._printed = 0.0
 
     def __enter__(self) -> LiveView:
@@ -108,14 +148,26 @@ class LiveView:
             self._live.update(_table(head, running), refresh=True)
             return
         for run_id, state in states.items():
+            self._tell_setup(run_id)
             if self._told.get(run_id) != state and state in ("done", "failed"):
-                run = self._planned[run_id].spec
-                print(f"{state:6} {run.arm}, seed {run.seed}", file=sys.stderr, flush=True)
+                run = self._planned[run_id]
+                words = f"{state:6} {run.spec.arm}, seed {run.spec.seed}{ending(run.folder)}"
+                print(words, file=sys.stderr, flush=True)
         self._told = dict(states)
         if time.monotonic() - self._printed > PLAIN_EVERY_S:
             self._printed = time.monotonic()
-            lines = [f"{r.arm} s{r.seed} {r.fraction:.0%} reward {_number(r.reward)}" for r in running]
+            lines = [
+                f"{r.arm} s{r.seed} {r.fraction:.0%} reward {_number(r.reward)} {r.events}".strip() for r in running
+            ]
             print(f"{head} | " + " | ".join(lines), file=sys.stderr, flush=True)
+
+    def _tell_setup(self, run_id: str) -> None:
+        """A line when a run's set-up turns out to be worse than known."""
+        run = self._planned[run_id]
+        found = setup_of(run.folder)
+        if found and self._setups.get(run_id) != found:
+            self._setups[run_id] = found
+            print(f"set-up {run.spec.arm}, seed {run.spec.seed}: {found}", file=sys.stderr, flush=True)
 
     def _headline(self, states: Mapping[str, RunState], running: list[Line]) -> str:
         ended = self._already + sum(s in ("done", "failed") for s in states.values())
@@ -135,8 +187,12 @@ def _table(head: str, lines: list[Line]) -> Table:
     table.add_column("arm", no_wrap=True, overflow="ellipsis", max_width=28)
     for name in ("seed", "done", "step", "reward", "tok/s", "ETA"):
         table.add_column(name, justify="right", no_wrap=True)
+    optional = [(name, style) for name, style in OPTIONAL if any(getattr(r, name) for r in lines)]
+    for name, style in optional:
+        table.add_column(name.replace("setup", "set-up"), no_wrap=True, overflow="ellipsis", style=style)
     for r in lines:
         step = "starting" if r.step is None else str(r.step)
         rate = _number(r.tokens_per_s, ",.0f")
-        table.add_row(r.arm, str(r.seed), f"{r.fraction:.0%}", step, _number(r.reward), rate, duration(r.eta_s))
+        cells = [r.arm, str(r.seed), f"{r.fraction:.0%}", step, _number(r.reward), rate, duration(r.eta_s)]
+        table.add_row(*cells, *(getattr(r, name) for name, _ in optional))
     return table

@@ -15,6 +15,7 @@ from harness.core.errors import InfrastructureError, UsageError
 from harness.core.results import write_atomic
 from harness.core.spec import BackendSpec, ModelSpec, stable_hash
 
+FACTS = 2  # version of what is measured
 EMBEDDED = ("tiny",)  # far too small for a GPU, for bf16 or for a second thread: measured, see README
 
 
@@ -31,18 +32,51 @@ def available_cpus() -> int:
 def choose_backend(model: ModelSpec, given: Mapping[str, Any]) -> tuple[BackendSpec, dict[str, Any]]:
     """Backend for a model on this machine, with what was measured; what the user gave is not measured."""
     if model.name in EMBEDDED:
-        return BackendSpec.model_validate({"threads": 1, **given}), {}
+        return with_engine_dtype(BackendSpec.model_validate({"threads": 1, **given})), {}
     facts = measured(model)
     chosen: dict[str, Any] = {"device": "cuda" if facts["num_gpus"] else "cpu"}
     chosen["threads"] = available_cpus() if not facts["num_gpus"] else max(1, available_cpus() // facts["num_gpus"])
     seconds = facts["seconds"]
     chosen["dtype"] = min(seconds, key=seconds.__getitem__)
-    return BackendSpec.model_validate(chosen | dict(given)), facts
+    chosen["attention"] = facts["attention"]
+    update = {"share_prompts": facts["can_share"], **given.get("update", {})}
+    return with_engine_dtype(BackendSpec.model_validate(chosen | dict(given) | {"update": update})), facts
+
+
+def with_engine_dtype(backend: BackendSpec) -> BackendSpec:
+    """The same with the dtype of a rollout engine spelled out, for the record."""
+    if backend.sampler == "transformers" or backend.engine.dtype is not None:
+        return backend
+    return backend.model_copy(update={"engine": backend.engine.model_copy(update={"dtype": backend.dtype})})
+
+
+def kept_backend(known: BackendSpec, given: BackendSpec) -> BackendSpec:
+    """The choices a study was begun with. Only where a server is found may change; anything else is refused."""
+    asked, had = given.model_dump(exclude_unset=True), known.model_dump()
+    engine, update = asked.pop("engine", {}), asked.pop("update", {})
+    place = {key: engine.pop(key) for key in ("server", "transfer", "folder") if key in engine}
+    if "server" in place:
+        asked["served"], had["served"] = place["server"] is not None, known.engine.server is not None
+    for prefix, values, olds in (
+        ("", asked, had),
+        ("engine.", engine, had["engine"]),
+        ("update.", update, had["update"]),
+    ):
+        for key, value in values.items():
+            if value != olds[key]:
+                raise UsageError(
+                    f"backend.{prefix}{key} = {value}",
+                    f"the study of that name was begun with {olds[key]}, and its runs must not be mixed with others",
+                    "another --name, or the settings it was begun with",
+                )
+    return known.model_copy(update={"engine": known.engine.model_copy(update=place)})
 
 
 def measured(model: ModelSpec) -> dict[str, Any]:
-    """Seconds of a forward and backward per dtype, parameters, GPUs; from the cache where it was measured before."""
-    key = stable_hash([model.model_dump(mode="json"), platform.node(), platform.processor(), available_cpus()])[:16]
+    """Seconds per dtype, parameters, GPUs, what the layers allow; from the cache where it was measured before."""
+    key = stable_hash([FACTS, model.model_dump(mode="json"), platform.node(), platform.processor(), available_cpus()])[
+        :16
+    ]
     path = cache_folder() / "measured" / f"{key}.json"
     if path.exists():
         return dict(json.loads(path.read_text(encoding="utf-8")))

@@ -30,14 +30,51 @@ ROOMS = {
     "tasks": Room(modules=("tasks",), may=CORE),
     "rollout": Room(modules=("harness.rollout",), may=CORE),
     "train": Room(modules=("harness.train",), may=CORE),
+    "validity": Room(modules=("harness.validity",), may=CORE),
     "monitor": Room(modules=("harness.monitor",), may=CORE),
+    "detectors": Room(  # the part of the monitor that works without torch
+        modules=tuple(
+            f"harness.monitor.{name}"
+            for name in (
+                "detectors",
+                "machine",
+                "onset",
+                "outcome",
+                "replay",
+                "scores",
+                "series",
+                "severity",
+                "smooth",
+                "view",
+                "watch",
+            )
+        ),
+        may=CORE,
+    ),
     "models": Room(modules=("harness.models",), may=(*CORE, "harness.presets")),
     "backends": Room(modules=("harness.backends",), may=CORE),
     "evaluate": Room(modules=("harness.evaluate",), may=(*CORE, "harness.stats")),
     "presets": Room(modules=("harness.presets",), may=CORE),
     "run": Room(
-        modules=("harness.run", "harness.assemble", "harness.records"),
-        may=(*CORE, "harness.rollout", "harness.train", "harness.monitor", "harness.evaluate", "algorithms", "tasks"),
+        modules=(
+            "harness.run",
+            "harness.assemble",
+            "harness.records",
+            "harness.saving",
+            "harness.gate",
+            "harness.selftest",
+            "harness.watching",
+        ),
+        may=(
+            *CORE,
+            "harness.rollout",
+            "harness.train",
+            "harness.monitor",
+            "harness.evaluate",
+            "harness.validity",
+            "algorithms",
+            "tasks",
+        ),
         may_lazily=("harness.models", "harness.backends"),
     ),
     "study": Room(
@@ -53,9 +90,19 @@ ROOMS = {
         may=(*CORE, "harness.train", "harness.study.arms", *ROSTERS),
         may_lazily=("harness.models",),
     ),
+    "validate": Room(
+        modules=("harness.validate",),
+        may=(*CORE, "harness.monitor", "harness.stats", "harness.study.arms"),
+    ),
     "report": Room(
         modules=("harness.report",),
-        may=("harness.core.results", "harness.core.metrics", "harness.core.errors", "harness.stats"),
+        may=(
+            "harness.core.results",
+            "harness.core.metrics",
+            "harness.core.errors",
+            "harness.stats",
+            "harness.validity",
+        ),
     ),
     "cli": Room(modules=("harness.cli", "harness.commands", "harness.__main__"), anything=True),
     "bench": Room(modules=("harness.bench",), anything=True),
@@ -86,11 +133,12 @@ FENCES = {
     "rich": ("harness.cli*", "harness.commands*", "harness.study*"),
     "gguf": ("harness.models*",),
     "peft": ("harness.models*",),
+    "fastdigest": ("algorithms.parts.tdigest",),
     "reasoning_gym": ("tasks*",),
     "lm_eval": ("harness.evaluate*",),
-    "datasets": ("harness.evaluate*",),
+    "datasets": ("harness.evaluate*", "harness.bench*"),
     "math_verify": ("harness.evaluate*", "tasks*"),
-    "trl": ("harness.bench*", "harness.commands.bench"),
+    "trl": ("harness.bench*",),
     "jaxtyping": ("harness.core.shapes",),
     "beartype": (),
 }
@@ -99,14 +147,17 @@ FENCES = {
 WITHOUT = {
     "stats": ("torch", "transformers"),
     "report": ("torch", "transformers"),
+    "validity": ("torch", "transformers", "numpy"),
     "study": ("torch", "transformers"),
+    "detectors": ("torch", "transformers"),
+    "validate": ("torch", "transformers"),
     "core": ("transformers",),
     "algorithms": ("transformers", "numpy"),
     "tasks": ("torch", "transformers"),
 }
 
 # The path run -> rollout -> train loads these when imported, and nothing else; the last three come with transformers.
-LEAN_ROOMS = ("core", "rollout", "train", "monitor", "evaluate", "run")
+LEAN_ROOMS = ("core", "rollout", "train", "monitor", "detectors", "validity", "evaluate", "run")
 LEAN = ("torch", "transformers", "pydantic", "numpy", "safetensors", "yaml")
 
 

@@ -20,7 +20,7 @@ PathFinder.find_spec = lambda name, path=None, target=None: None if name in hidd
 """
 NOT_FOR_TRAINING = (
     "mlflow", "optuna", "pandas", "rich", "jaxtyping", "beartype", "ray", "vllm", "statsmodels", "matplotlib", "typer",
-    "peft", "gguf", "lm_eval", "datasets", "trl", "reasoning_gym",
+    "peft", "gguf", "fastdigest", "lm_eval", "datasets", "trl", "reasoning_gym",
 )  # fmt: skip
 NOT_AT_IMPORT = ("scipy", "jinja2")  # transformers itself may load these once a model generates or a chat is rendered
 NOT_FOR_READING = ("torch", "transformers", "mlflow", "optuna", "jaxtyping")

@@ -16,7 +16,7 @@ from tests.architecture.source import Module, modules, snippet
 
 ALGORITHMS_MAY_IMPORT = {
     "__future__", "abc", "collections", "dataclasses", "enum", "functools", "itertools", "math", "typing",
-    "warnings", "pydantic", "torch", "algorithms", "harness",
+    "warnings", "pydantic", "torch", "fastdigest", "algorithms", "harness",
 }  # fmt: skip
 IMPURE_NAMES = {"open", "print", "input", "exec", "eval", "environ", "getenv"}
 GLOBAL_RANDOM = {

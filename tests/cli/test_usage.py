@@ -103,4 +103,6 @@ def test_dry_run_writes_nothing(
     plan = json.loads(capsys.readouterr().out)
     assert plan["todo"] == 24
     assert plan["probe"]["prompt"].endswith("?")
+    assert plan["disk"]["checkpoint_bytes"] == 2 * 12 * plan["probe"]["parameters"], "PPO has a critic"
+    assert plan["disk"]["after"] == 3 < plan["disk"]["under_way"] < 25
     assert not (files / "results").exists()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from algorithms.arms import ARMS, arm_overrides
 from harness import NUMERICS_VERSION
 from harness.core.metrics import WALLCLOCK_COLUMNS
-from harness.core.results import EVALS, RESULT, SAMPLES, SPEC, STEPS, read_lines, write_atomic
+from harness.core.results import EVALS, EVENTS, RESULT, SAMPLES, SPEC, STEPS, read_lines, write_atomic
 from harness.core.spec import RunSpec
 from harness.models.recipes import recipe
 from harness.study.presets import merge
@@ -30,7 +30,7 @@ def run_spec(arm: str = "grpo", *, steps: int = 4, seed: int = 0, **changes: Any
         "bracket": ARMS[arm].bracket,
         "task": {"name": "chain"},
         "model": {"name": "tiny"},
-        "recipe": {**recipe("tiny"), "prompts_per_step": 4},
+        "recipe": {**recipe("tiny"), "prompts_per_step": 4, **ARMS[arm].recipe},
         "budget": {"steps": steps},
         "seed": seed,
         "eval": {"points": 2, "prompts": 8, "final_prompts": 16},
@@ -55,6 +55,7 @@ def numbers_of(folder: Path) -> dict[str, Any]:
         "steps": rows,
         "evals": [*read_lines(folder / EVALS)],
         "samples": [*read_lines(folder / SAMPLES)],
+        "events": [{**e, "checkpoint_last_healthy": None} for e in read_lines(folder / EVENTS)],
         "result": {k: v for k, v in result.items() if k not in machine},
         "rollouts": {p.name: p.stat().st_size for p in sorted((folder / "rollouts").glob("*"))},
         "weights": weights_of(folder),

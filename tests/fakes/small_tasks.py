@@ -16,6 +16,7 @@ class NumbersTask(SingleTurnTask):
             name="numbers",
             reward_range=(0.0, 1.0),
             threshold=0.5,
+            components=("right",),
             sizes={"train": train, "validation": 5, "test": None},
         )
 

@@ -12,7 +12,10 @@ from harness.core.types import Completion
 
 
 class TableSampler:
-    """Draws every token from softmax(logits / temperature) at the request's uniforms."""
+    """Draws every token from softmax(logits / temperature) at the request's uniforms.
+
+    `logits` may change in place; the sampler follows at the next sync.
+    """
 
     name = "table"
     exact_repeat = True
@@ -24,10 +27,11 @@ class TableSampler:
         stop: Sequence[str] = (),
         decode: Callable[[Sequence[int]], str] = str,
     ) -> None:
-        self._logits, self._eos, self._stop, self._decode = np.asarray(logits), set(eos_ids), tuple(stop), decode
-        self._version = 0
+        self._policy, self._eos, self._stop, self._decode = logits, set(eos_ids), tuple(stop), decode
+        self.sync(0)
 
     def sync(self, version: int) -> None:
+        self._logits = np.array(self._policy)
         self._version = version
 
     def close(self) -> None:

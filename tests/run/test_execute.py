@@ -217,7 +217,7 @@ def test_continuing_a_run_equals_one_long_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("checkpoint", ["7", "first"])
 def test_a_start_that_does_not_exist_is_refused(grpo: Path, tmp_path: Path, checkpoint: str) -> None:
     spec = run_spec(start={"run": str(grpo), "checkpoint": checkpoint})
-    with pytest.raises(UsageError, match=r"(?s)it has \[6\].*or `last`"):
+    with pytest.raises(UsageError, match=r"(?s)it has checkpoints of steps \[.*6\].*`last`"):
         execute(spec, tmp_path / "run")
 
 

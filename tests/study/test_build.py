@@ -56,6 +56,8 @@ def questions(tmp_path: Path) -> dict[str, Any]:
         ({"sets": ("recipe.lr=fast",)}, "recipe: lr = 'fast'"),
         ({"sets": ("recipe.lrr=1",)}, "did you mean lr"),
         ({"sets": ("eval.pionts=1",)}, "did you mean points"),
+        ({"sets": ("monitor.on_colapse=stop",)}, "did you mean on_collapse"),
+        ({"sets": ("monitor.on_collapse=never",)}, "stop_on_fatal"),
         ({"sets": ("delta=-1",)}, "delta = -1"),
         ({"sets": ("model.name=3",)}, "model: name = 3"),
         ({"budget": {"steps": 0}}, "steps = 0"),
@@ -71,6 +73,9 @@ def questions(tmp_path: Path) -> dict[str, Any]:
         ({"task": {"params": {"credit": False}}, "arms": ("grpo_process",)}, "grades whole responses only"),
         ({"task": {"params": {"credit": False}}, "arms": ("gspo", "gspo_token")}, "add --run-equivalent"),
         ({"arms": ("gspo_token",)}, "every arm was left out"),
+        ({"arms": ("gdpo",)}, "the task declares none"),
+        ({"arms": ("grpo",), "sets": ("advantage=sum_then_normalize",)}, "the task declares none"),
+        ({"arms": ("ppo_trl",)}, "after the last token"),
     ],
 )
 def test_wrong_choices_are_refused(changes: dict[str, Any], expected: str) -> None:
@@ -93,6 +98,12 @@ def test_wrong_choices_are_refused(changes: dict[str, Any], expected: str) -> No
         ("extends: quack\n", "did you mean quick"),
         ("extends: quick\nschedule: [{at: 2, overrides: {}}]\n", "schedule.0.at"),
         ("extends: quick\nschedule: [{at: 0.5, overrides: {surrogate.hihg: 1}}]\n", "did you mean surrogate.high"),
+        (
+            "extends: quick\narms: [grpo]\ncontrols: []\nschedule:\n"
+            "- {at: 0.5, overrides: {advantage: normalize_then_sum}}\n"
+            "- {at: 0.7, overrides: {advantage: group}}\n",
+            "the task declares none",
+        ),
         ("[1, 2]\n", "a study is a mapping"),
         ("a: [1\n", "not YAML"),
     ],
@@ -200,3 +211,11 @@ def test_the_study_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UsageError, match="cannot be written"):
         prepare_folder(spec, tmp_path / "file")
+
+
+def test_what_a_collapse_does_to_a_run_is_part_of_its_identity() -> None:
+    stopping = run_specs(planned(sets=("monitor.on_collapse=stop",)).spec)
+    plain = run_specs(planned().spec)
+    assert {s.monitor.on_collapse for s in stopping} == {"stop"}
+    assert {s.monitor.on_collapse for s in plain} == {"stop_on_fatal"}
+    assert not {s.run_id for s in stopping} & {s.run_id for s in plain}

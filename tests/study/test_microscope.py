@@ -255,6 +255,58 @@ def test_the_newest_checkpoint(tmp_path: Path) -> None:
         assert middle == pytest.approx(1, abs=1e-4) if seed == 0 else middle < 0.9
 
 
+def renamed(run: Path, step: int) -> Path:
+    """The same folder with its batch recorded at another step."""
+    file = run / "rollouts" / "00000001.safetensors"
+    file.rename(file.with_name(f"{step:08d}.safetensors"))
+    return run
+
+
+EASY = torch.full((100,), -1.0, dtype=torch.float64)  # against these, every group of the batch is easy: k = 4 of 16
+
+
+def adaptive(run: Path) -> tuple[int, str]:
+    """Rows that adaptive GFPO keeps in a replay, and the note about what it knew."""
+    record, _ = replay(Request(folder=run, arms=("grpo", "gfpo_adaptive")))
+    [note] = [n for n in record.notes if n.startswith("GFPO adaptive:")]
+    return arm(record, "GFPO adaptive").rows_kept, note
+
+
+def test_the_difficulty_of_a_prompt_needs_what_was_seen_before(tmp_path: Path) -> None:
+    """Recorded with the batch; at the first step nothing; else the warm-up's k, which is said."""
+    assert adaptive(copied(tmp_path / "first")) == (
+        8 * 8, "GFPO adaptive: its selection had seen no prompts before this batch (group_means): k as in its warm-up."
+    )  # fmt: skip
+    kept, note = adaptive(renamed(copied(tmp_path / "unknown"), 3))
+    assert kept == 8 * 8
+    assert "does not tell what its selection would know" in note
+    assert "k as in its warm-up" in note
+    kept, note = adaptive(renamed(copied(tmp_path / "known", **{"selection.group_means": EASY}), 3))
+    assert kept == 8 * 4
+    assert "as the run recorded them (group_means)" in note
+    other = renamed(copied(tmp_path / "other", **{"selection.tdigest_100": EASY}), 3)
+    assert "does not tell" in adaptive(other)[1], "another state means nothing to it"
+
+
+@pytest.mark.parametrize(("step", "kept"), [(2, 8 * 4), (1, 8 * 8)])
+def test_a_checkpoint_right_before_the_batch_tells_it_too(tmp_path: Path, step: int, kept: int) -> None:
+    run = renamed(copied(tmp_path / "run"), 3)
+    policy = load(SPEC.model, seed=0, device="cpu", dtype="float32").policy
+    optimizers = Optimizers(policy=Optimizer(policy, Recipe.model_validate(SPEC.recipe), 1e-3))
+    progress = Progress(step=step, history=tuple(EASY.tolist()), history_of="group_means")
+    checkpoint.save(run / "checkpoints", progress, optimizers, {})
+    assert adaptive(run)[0] == kept
+
+
+def test_responses_of_older_weights_are_told(tmp_path: Path) -> None:
+    version = torch.full((128,), 7, dtype=torch.int32)
+    version[:16] = 3
+    record, _ = replay(Request(folder=copied(tmp_path / "run", policy_version=version), arms=("grpo",)))
+    assert any(n.startswith("16 of 128 responses were carried over") for n in record.notes)
+    same, _ = replay(Request(folder=fixture_folder(), arms=("grpo",)))
+    assert not any("carried over" in n for n in same.notes)
+
+
 def test_taking_rows_keeps_them_whole() -> None:
     batch = read_rollout(fixture_folder(), 1, 35).batch
     rows = torch.tensor([17, 3, 100])

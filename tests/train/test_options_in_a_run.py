@@ -52,6 +52,6 @@ def test_an_adaptive_coefficient_moves_from_batch_to_batch() -> None:
 
 
 def test_reward_components_that_the_task_lacks_are_an_error() -> None:
-    parts = assembly("grpo", overrides={"advantage": "normalize_then_sum", "penalties.kl": None})
-    with pytest.raises(UsageError, match="component"):
-        prepared_batch(parts)
+    """Before anything is loaded or sampled."""
+    with pytest.raises(UsageError, match="the task declares none"):
+        assembly("grpo", overrides={"advantage": "normalize_then_sum", "penalties.kl": None})

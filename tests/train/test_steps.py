@@ -110,7 +110,7 @@ def test_the_gradient_is_exact_however_it_is_computed(arm: str, changes: dict[st
     for tokens in (1, 150, 700):
         assert furthest(gradient(parts, ready, tokens), whole) < 1e-6
     assert furthest(every_row_at_once(parts, ready), whole) < 1e-6
-    skipped = ready.batch.num_rows - len(trained_rows(ready, parts.algorithm))
+    skipped = ready.batch.num_rows - len(trained_rows(ready, parts.algorithm, parts.trainer.nets))
     assert skipped > 0 if arm in ("grpo", "gspo", "rft") else True
     assert skipped == 0 if parts.algorithm.penalties else True
 
@@ -218,6 +218,39 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted() -> None:
     assert row["health/skipped_updates"] == 1
     assert row["budget/optimizer_steps"] == row["optimizer_steps_cum"] == 3
     assert all(bool(p.isfinite().all()) for p in parts.trainer.nets.policy.parameters())
+
+
+class SpoiledCritic(nn.Module):
+    """The critic itself, of which one forward pass with gradient gives an infinite value."""
+
+    def __init__(self, inner: nn.Module, spoil_call: int) -> None:
+        super().__init__()
+        self._inner, self._spoil, self._calls = inner, spoil_call, 0
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        values = self._inner(input_ids)
+        self._calls += torch.is_grad_enabled()
+        spoiled = torch.is_grad_enabled() and self._calls == self._spoil
+        return values * float("inf") if spoiled else values
+
+
+@pytest.mark.parametrize("step", [0, 5])  # in the critic's warm-up, where the policy makes no step, and past it
+def test_a_skipped_critic_step_has_a_counter_of_its_own(step: int) -> None:
+    parts = assembly("ppo", prompts=8)
+    critic = parts.trainer.nets.critic
+    assert critic is not None
+    nets = replace(parts.trainer.nets, critic=SpoiledCritic(critic, 2), micro_batch_tokens=10**9)
+    outcome = one_step(replace(parts.trainer, nets=nets), Progress(step=step), 0.0)
+    assert outcome.actor_frozen == (step == 0)
+    row = step_row(outcome, parts)
+    assert row["health/skipped_critic_updates"] == 1
+    assert row["health/skipped_updates"] == row["health/nonfinite_loss"] == 0
+    assert row["budget/optimizer_steps"] == (0 if step == 0 else 4)
+    assert all(bool(p.isfinite().all()) for p in critic.parameters())
+    assert step_row(one_step(parts.trainer, Progress(step=step), 0.0), parts)["health/skipped_critic_updates"] == 0
+    without = assembly("grpo")
+    plain = step_row(one_step(without.trainer, Progress(), 0.0), without)
+    assert plain["health/skipped_critic_updates"] is None
 
 
 class SpoiledLogps:
