@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -103,6 +104,12 @@ class ChainTask(SingleTurnTask):
     def gold(self, prompt: Prompt) -> str:
         """A response that is graded correct."""
         return f"# {prompt.answer}"
+
+    def self_test_cases(self, prompt: Prompt) -> Sequence[tuple[str, bool]]:
+        """The three styles are right; another value, a value without the mark, and nothing are wrong."""
+        other = (int(prompt.answer) + 1) % 10
+        right = [(cold_start_answer(prompt, style), True) for style in STYLES]
+        return [*right, (f"# {other}", False), (prompt.answer, False), ("", False)]
 
     def grade(self, prompt: Prompt, text: str, finish_reason: FinishReason) -> Grade:
         body, mark, tail = text.rpartition("#")

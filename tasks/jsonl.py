@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,15 @@ class JsonlTask(SingleTurnTask):
         if self.extract.startswith("regex:"):
             return None
         return f"<answer>{prompt.answer}</answer>" if self.extract == "tags" else str(prompt.answer)
+
+    def self_test_cases(self, prompt: Prompt) -> Sequence[tuple[str, bool]]:
+        """The answer as it stands in the file is right; another one and nothing are wrong."""
+        gold, number = self.gold(prompt), as_number(prompt.answer)
+        if gold is None:
+            return [("", False)]
+        other = str(number + 1) if self.match == "numeric" and number is not None else f"not {prompt.answer}"
+        wrong = f"<answer>{other}</answer>" if self.extract == "tags" else other
+        return [(gold, True), (wrong, False), ("", False)]
 
     def grade(self, prompt: Prompt, text: str, finish_reason: FinishReason) -> Grade:
         extracted = self._read(text) or None

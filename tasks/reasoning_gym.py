@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from harness.core.errors import UsageError, near
@@ -79,6 +79,12 @@ class ReasoningGymTask(SingleTurnTask):
         answer = str(prompt.answer["answer"])
         return f"<answer>{answer}</answer>" if self.extract == "tags" else answer
 
+    def self_test_cases(self, prompt: Prompt) -> Sequence[tuple[str, bool]]:
+        """The generator's own answer is right, where it has one; words beside the point and nothing are wrong."""
+        known = prompt.answer["answer"] is not None
+        beside = "<answer>no answer</answer>" if self.extract == "tags" else "no answer"
+        return [*([(self.gold(prompt), True)] if known else []), (beside, False), ("", False)]
+
     def grade(self, prompt: Prompt, text: str, finish_reason: FinishReason) -> Grade:
         entry = prompt.answer
         extracted = _READERS[self.extract](text) or None
@@ -94,7 +100,11 @@ class ReasoningGymTask(SingleTurnTask):
         return Grade(score=score, correct=score == 1.0, extracted=extracted, why=why)
 
     def _verify(self, answer: str, entry: Any) -> float:
-        return min(1.0, max(0.0, float(self._dataset.score_answer(answer=answer, entry=entry))))
+        try:
+            score = float(self._dataset.score_answer(answer=answer, entry=entry))
+        except Exception:  # some verifiers raise on what they cannot parse, which is wrong and no reason to stop
+            return 0.0
+        return min(1.0, max(0.0, score))
 
 
 def _spare_pycosat(generator: str) -> None:
