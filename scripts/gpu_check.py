@@ -149,7 +149,7 @@ def run_updates(parts: Assembly, ready: Prepared) -> int:
     old = old_logps(ready, plan, t.algorithm, t.nets).clone()
     still = Rates(policy=0.0, critic=0.0)
     steps = update(ready, t.algorithm, t.nets, t.optimizers, still, old, plan, width=t.recipe.max_new_tokens)
-    return sum(int(trace.mask.sum()) for trace in steps if trace is not None)
+    return sum(int(done.policy.mask.sum()) for done in steps if done.policy is not None)
 
 
 def gradient_differences(setting: Setting) -> dict[str, float]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import harness.saving
+import harness.watching
 from harness.core.checkpoints import find, listed
 from harness.core.collapse import best_step, declared
 from harness.core.errors import UsageError
-from harness.core.results import CHECKPOINTS, EVENTS, SAMPLES, EventRecord, append_line, read_lines, read_run, to_json
-from harness.core.runwriter import RunWriter
+from harness.core.results import CHECKPOINTS, SAMPLES, EventRecord, read_lines, read_run
+from harness.monitor.watch import Monitor, Seen, update
 from harness.run import execute, main
 from tests.fakes.small_runs import make_folder, numbers_of, run_spec
 from tests.run.test_interruption import Killed, kill_at
@@ -26,18 +28,20 @@ def steps_of(folder: Path) -> list[int]:
 
 
 def collapse_at(monkeypatch: pytest.MonkeyPatch, onset: int, confirm: int) -> None:
-    """A detector that confirms a collapse when the row of a step is written."""
-    write = RunWriter.row
+    """A detector that confirms a collapse at the row of a step."""
 
-    def hook(self: RunWriter, row: Any) -> None:
-        write(self, row)
-        if row["step"] == confirm:
-            event = EventRecord(
-                type="reward_collapse", severity="COLLAPSE", onset_step=onset, confirm_step=confirm, rule_id="by hand"
-            )
-            append_line(self.folder / EVENTS, to_json(event))
+    def hook(state: Monitor, row: Any, *args: Any, **options: Any) -> Seen:
+        seen = update(state, row, *args, **options)
+        if row is None or row["step"] != confirm:
+            return seen
+        event = EventRecord(
+            type="reward_collapse", severity="COLLAPSE", onset_step=onset, confirm_step=confirm, rule_id="by hand",
+            metrics_window={"step": []},
+        )  # fmt: skip
+        events = (*seen.state.events, event)
+        return replace(seen, state=seen.state.model_copy(update={"events": events}), events=(*seen.events, event))
 
-    monkeypatch.setattr(RunWriter, "row", hook)
+    monkeypatch.setattr(harness.watching, "update", hook)
 
 
 @pytest.fixture(scope="module")

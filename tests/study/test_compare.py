@@ -140,7 +140,7 @@ def test_interrupting_a_study_leaves_it_resumable(tmp_path: Path) -> None:
     assert not (planned[0].folder / RESULT).exists()
     assert not planned[1].folder.exists()
     last = [*read_lines(planned[0].folder / STEPS)][-1]["step"]
-    assert [int(p.name) for p in (planned[0].folder / "checkpoints").iterdir()] == [last]
+    assert max(int(p.name) for p in (planned[0].folder / "checkpoints").iterdir()) == last
 
 
 class ScriptedExecutor:

@@ -20,6 +20,7 @@ from harness.core.errors import UsageError
 from harness.core.resolve import resolve
 from harness.core.results import (
     CHECKPOINTS,
+    COLLAPSED,
     EVENTS,
     RUNS,
     STEPS,
@@ -41,7 +42,7 @@ FAULT = {"at": 0.5, "overrides": {"recipe.lr": 0.03, "surrogate.high": 0.9}}
 
 
 @pytest.fixture(scope="module")
-def donor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def collapsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve steps of GRPO; from step 7 on a hundred times the learning rate and a wide clip range."""
     spec = run_spec(
         "grpo", steps=12, seed=2, schedule=[FAULT], eval={"points": 6},
@@ -49,6 +50,14 @@ def donor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     folder = make_folder(spec, tmp_path_factory.mktemp("results") / "study" / RUNS)
     assert main([str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def donor(collapsed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as if no detector had seen it: the tests say themselves what the episode is."""
+    folder = tmp_path_factory.mktemp("silent") / "study" / RUNS / collapsed.name
+    shutil.copytree(collapsed, folder, ignore=shutil.ignore_patterns(EVENTS))
     return folder
 
 
@@ -349,6 +358,15 @@ def test_events_name_the_episode_and_failures_count_nowhere(donor: Path, tmp_pat
     assert report.rows[0].attempts == 0
     assert report.answer == ("2 attempts without a verdict.",)
     assert judged(tmp_path, found.spec, found.spec.attempts[1]).why == "not finished"
+
+
+def test_the_episode_is_the_one_that_the_detectors_saw(collapsed: Path) -> None:
+    """Without --onset: the first collapse of the run's own events.jsonl, which lies in the broken half."""
+    found = [e for e in read_run(collapsed).events if e.severity in COLLAPSED]
+    first = min(found, key=lambda e: (e.confirm_step, e.onset_step))
+    [episode] = plan(collapsed, onset=None, confirm=None, remedies=("restart",)).spec.episodes
+    assert (episode.type, episode.onset, episode.confirm) == (first.type, first.onset_step, first.confirm_step)
+    assert episode.confirm > 6
 
 
 def test_several_episodes_are_kept_apart(donor: Path, tmp_path: Path) -> None:

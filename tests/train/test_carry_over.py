@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-import harness.run
+import harness.saving
 from harness.assemble import Assembly, assemble
 from harness.core.results import STEPS, read_lines
 from harness.core.runwriter import RunWriter
@@ -185,8 +185,8 @@ def runs_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> 
     assert main([str(whole)]) == 0
     rows = [*read_lines(whole / STEPS)]
     using = next(row["step"] for row in rows if row["budget/carried_prompts"])
-    monkeypatch.setattr(harness.run, "SAVE_EVERY_S", 0.0)
-    monkeypatch.setattr(harness.run, "SAVE_SHARE", 1e9)
+    monkeypatch.setattr(harness.saving, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(harness.saving, "SAVE_SHARE", 1e9)
     write = RunWriter.row
 
     def hook(self: RunWriter, row: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import harness.run
+import harness.saving
 from harness.assemble import assemble
 from harness.core.runwriter import RunWriter
 from harness.microscope.replay import Request, replay
@@ -33,8 +33,8 @@ def test_a_killed_run_with_a_digest_ends_with_the_same_numbers(tmp_path: Path, m
     spec = run_spec("gfpo_adaptive", steps=5, eval={"final_prompts": 4}, overrides=DIGEST)
     whole, killed = (make_folder(spec, tmp_path / name) for name in ("whole", "killed"))
     assert main([str(whole)]) == 0
-    monkeypatch.setattr(harness.run, "SAVE_EVERY_S", 0.0)
-    monkeypatch.setattr(harness.run, "SAVE_SHARE", 1e9)
+    monkeypatch.setattr(harness.saving, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(harness.saving, "SAVE_SHARE", 1e9)
     write = RunWriter.row
 
     def hook(self: RunWriter, row: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from harness.backends.samplers.decoders import Decoder, Forward, LibraryDecoder
-from harness.backends.samplers.kernels import Attention, attention, can_pack, packed_linears
+from harness.backends.samplers.kernels import Attention, attention, packed_linears
 from harness.backends.samplers.responses import Responses
 from harness.backends.samplers.slots import Layout, SlotDecoder, fits_slots
 from harness.backends.samplers.stopping import StopStrings
@@ -39,8 +39,8 @@ class Plan:
 LIBRARY = Plan(layout=None)
 # The library's results bit by bit, so that recorded traces of `tiny` hold.
 SAME_BITS = Plan(layout=Layout(lines=1, columns=1, one_length=False), attention="harness_same_bits")
-# A line's numbers depend on nothing else in the batch: torch's CPU kernels add up in the same order for any number of
-# rows (packed linear layers) and any number of masked columns behind a row (whole vectors of them).
+# A line's numbers hardly depend on what else is in the batch: most CPU kernels add up in the same order for any number
+# of rows (packed linear layers) and any number of masked columns behind a row (whole vectors of them).
 CPU = Plan(
     layout=Layout(lines=4, columns=16, one_length=True), attention="harness_grouped", pack=True, refill=True
 )  # fmt: skip
@@ -89,10 +89,9 @@ class TransformersSampler:
         self._eos = torch.tensor(sorted(eos_ids), device=policy.device)
         self._stop = None if decode is None or not stop else StopStrings(stop, decode)
         self._plan = choose_plan(policy) if plan is None else plan
-        # In full precision rounding may move a draw in one of millions of tokens; in half precision it often would.
-        self.exact_repeat = policy.device.type == "cpu" and (
-            policy.dtype == torch.float32 or (self._plan.pack and can_pack(policy.dtype))
-        )
+        # In full precision rounding may move a draw in one of millions of tokens; in half precision it often would,
+        # and whether the kernels round a row alike in every batch depends on the processor.
+        self.exact_repeat = policy.device.type == "cpu" and policy.dtype == torch.float32
         self._version = 0
 
     def sync(self, version: int) -> None:
