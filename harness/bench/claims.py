@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.bench.run import FAILED
+from harness.bench.subjects import ALGORITHMS, TINY
 
 Results = Mapping[str, Mapping[str, Any]]
 Number = Callable[[Mapping[str, Any]], float]
@@ -79,7 +80,12 @@ def peak(r: Mapping[str, Any]) -> float:
 
 def outside(r: Mapping[str, Any]) -> float:
     """Share of a step that is neither generation, weight sync, forward, backward nor optimizer."""
-    return float((r["metrics_s"] + r["other_s"]) / r["step_s"])
+    return float((r["metrics_s"] + r["detectors_s"] + r["other_s"]) / r["step_s"])
+
+
+def monitored(r: Mapping[str, Any]) -> float:
+    """Share of a step spent on metrics and collapse detectors."""
+    return float((r["metrics_s"] + r["detectors_s"]) / r["step_s"])
 
 
 def synced(r: Mapping[str, Any]) -> float:
@@ -184,4 +190,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(name="PPO / GRPO, time of a step", value=ratio(["algorithm-ppo"], ["algorithm-grpo"], step)),
     Claim(name="PPO / GRPO, peak memory", value=ratio(["algorithm-ppo"], ["algorithm-grpo"], peak)),
     *_scaling(),
+    *(
+        Claim(name=f"monitoring, {name}", value=of(name, monitored), high=limit, percent=True)
+        for name, limit in (*((f"algorithm-{a}", 0.03) for a in ALGORITHMS), *((f"tiny-{a}", 0.15) for a in TINY))
+    ),
 )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from harness.train.loop import Progress, StepOutcome
     from harness.train.networks import Networks
 
-PHASES = ("generation", "sync", "forward", "backward", "optimizer", "metrics")
+PHASES = ("generation", "sync", "forward", "backward", "optimizer", "metrics", "detectors")
 
 
 def step_spec(subject: Subject) -> RunSpec:
@@ -78,6 +78,7 @@ def measure_ours(subject: Subject) -> dict[str, Any]:
     import torch
 
     from harness.assemble import assemble
+    from harness.monitor.watch import Monitor, update
     from harness.records import step_row
     from harness.train.loop import Progress, one_step
 
@@ -89,13 +90,15 @@ def measure_ours(subject: Subject) -> dict[str, Any]:
     parts = timed(built if subject.work == "step" else replayed(built, batch_of(subject)), watch)
     parts.sampler.sync(0)
     startup = time.perf_counter() - begun
-    record = watch.around("metrics", step_row)
+    record, detect = watch.around("metrics", step_row), watch.around("detectors", update)
+    monitor = Monitor(siblings=parts.algorithm.siblings, reward_low=parts.task.info.reward_range[0])
     progress, steps, rewards = Progress(), [], []
     for number in range(subject.warm_up + subject.steps):
         watch.reset()
         start = time.perf_counter()
         outcome = one_step(parts.trainer, progress, 0.0)
         row = record(outcome, parts)
+        monitor = detect(monitor, row).state
         whole = time.perf_counter() - start
         progress = outcome.progress
         rewards += [t.grade.score for g in outcome.gathered.sampled for t in g.trajectories]

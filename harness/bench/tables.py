@@ -66,7 +66,7 @@ STEP: tuple[Column, ...] = (
     ("sync s", seconds("sync_s")),
     ("forward + backward s", lambda r: f"{r['forward_s'] + r['backward_s']:.2f}"),
     ("optimizer s", seconds("optimizer_s")),
-    ("outside", share("metrics_s", "other_s")),
+    ("outside", share("metrics_s", "detectors_s", "other_s")),
     ("generated tok/s", lambda r: f"{r['sampled_tokens'] / r['generation_s']:,.0f}" if r["generation_s"] else "-"),
     ("trained tok/s", lambda r: f"{trained_rate(r):,.0f}"),
     ("reward", lambda r: f"{r['rewards']['mean']:.3f} ± {r['rewards']['se']:.3f}"),
@@ -94,7 +94,8 @@ UPDATE: tuple[Column, ...] = (
 )
 TINY: tuple[Column, ...] = (
     ("ms/step", lambda r: f"{1000 * r['step_s']:.0f}"),
-    *((key, share(f"{key}_s")) for key in ("generation", "forward", "backward", "optimizer", "metrics", "other")),
+    *((key, share(f"{key}_s")) for key in ("generation", "forward", "backward", "optimizer")),
+    *((key, share(f"{key}_s")) for key in ("metrics", "detectors", "other")),
     ("tok/s", lambda r: f"{r['tokens_per_s']:,.0f}"),
     ("peak above imports MiB", lambda r: f"{r['memory_mib']['peak'] - r['memory_mib']['imports']:.0f}"),
 )

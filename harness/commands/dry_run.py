@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from harness.assemble import Assembly
 
 PROBE_PROMPTS, PROBE_SAMPLES = 4, 4
-PROBE_FASTER = 4  # an embedded model is probed with this many times the prompts
+PROBE_STEP = 8  # samples of every prompt of a step, where the model is embedded
 
 
 def show_plan(planned: Planned, measured: Mapping[str, Any], options: CompareOptions) -> int:
@@ -85,8 +85,11 @@ def _show_arms(console: Console, spec: StudySpec) -> None:
 
 def probe_run(spec: StudySpec) -> dict[str, Any]:
     """Samples a few responses from the untrained model."""
+    import torch
+
     from harness.assemble import assemble
 
+    torch.set_num_threads(spec.backend.threads)  # as the runs do: more threads than free cores are many times slower
     parts = assemble(run_specs(spec)[0])
     try:
         return _probe(spec, parts)
@@ -97,11 +100,12 @@ def probe_run(spec: StudySpec) -> dict[str, Any]:
 def _probe(spec: StudySpec, parts: Assembly) -> dict[str, Any]:
     from harness.rollout.order import held_out_prompts
 
-    count = PROBE_PROMPTS * (PROBE_FASTER if spec.model.name in EMBEDDED else 1)
+    embedded = spec.model.name in EMBEDDED
+    count, samples = (spec.recipe.prompts_per_step, PROBE_STEP) if embedded else (PROBE_PROMPTS, PROBE_SAMPLES)
     prompts = held_out_prompts(parts.task, "validation", count)
     parts.collector.collect(prompts[:1], 1, (0, 0))  # warm-up
     start = time.monotonic()
-    groups = parts.collector.collect(prompts, PROBE_SAMPLES, (0, 0)).groups
+    groups = parts.collector.collect(prompts, samples, (0, 0)).groups
     seconds = time.monotonic() - start
     rows = [t for g in groups for t in g.trajectories]
     tokens = sum(len(t.response_ids) for t in rows)
@@ -129,7 +133,7 @@ def predict(spec: StudySpec, probe: Mapping[str, Any], runs: int, parallel: int)
     text = (
         f"{runs} runs to do, about {tokens:,} sampled tokens each; at the {speed} "
         f"roughly {duration(seconds)} with {parallel} at a time "
-        "(small probes run slower than full batches: an upper guess)"
+        "(grading and updates guessed at twice the time of generation)"
     )
     return {"runs": runs, "tokens_per_run": tokens, "seconds": seconds, "text": text}
 
