@@ -63,7 +63,7 @@ FAULTS: tuple[Induced, ...] = (
     Induced(name="noise-0.5", overrides={"correction": {"kind": "fault_noise", "sd": 0.5}}, right=("mismatch_blowup",)),
     Induced(
         name="negative-entropy",
-        overrides={"penalties.fault_entropy": {"coef": -0.5}},
+        overrides={"penalties.fault_entropy": {"coef": -5.0}, "updates.epochs": 4},
         right=("entropy_collapse",),
         neighbours=("dead_signal", *COLLAPSES),
     ),

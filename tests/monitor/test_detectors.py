@@ -177,6 +177,17 @@ class TestSuccess:
         event = only(watched(rows(300, {"entropy/exact": 0.01}, 150)))
         assert (event.type, event.severity) == ("entropy_collapse", "DEGRADED")
 
+    @pytest.mark.parametrize(("start", "later", "kinds"), [
+        (0.2, 0.03, ["entropy_collapse"]),  # hardly any left, and much less than at first
+        (0.09, 0.03, []),  # a model that starts nearly certain
+        (0.6, 0.08, []),  # less than a fifth, but not certain
+    ])  # fmt: skip
+    def test_certainty_counts_where_it_was_not_there_from_the_start(
+        self, start: float, later: float, kinds: list[str]
+    ) -> None:
+        course = {"entropy/exact": lambda s: later if s >= 150 else start}
+        assert [e.type for e in watched(rows(200, course, 1)).events] == kinds
+
     def test_all_wrong_groups_are_stuck(self) -> None:
         stuck = {"signal/zero_var_frac": 0.99, "signal/zero_var_frac_all0": 0.98, "signal/zero_var_frac_all1": 0.01}
         event = only(watched(rows(150, stuck, 100)))

@@ -9,9 +9,10 @@ from harness.core.results import Severity
 from harness.monitor.detectors.dead_signal import RIGHT, SOLVED
 from harness.monitor.detectors.rule import Rule
 from harness.monitor.machine import Confirmation
-from harness.monitor.view import View, above, below
+from harness.monitor.view import View, above, all_of, any_of, below
 
 SHARE = 0.1  # of the baseline
+CERTAIN = 0.05  # nats
 CLEAR = 0.2
 MOST = 0.5  # of the groups
 
@@ -35,20 +36,23 @@ def times(factor: float, value: float | None) -> float | None:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntropyCollapse(Rule):
-    """H < 10 % of its baseline; `solved`, and no more than a warning, where most groups are all right.
+    """H < 10 % of its baseline, or < .05 nats and < 20 %; `solved`, and no more than a warning, where groups are right.
 
-    The absolute limit of .05 nats holds where the baseline lies ten times above it, which the share then implies.
+    The absolute limit alone would flag healthy runs that start with hardly any entropy, as a fine-tuned model does.
     """
 
     type: ClassVar[str] = "entropy_collapse"
     rule_id: ClassVar[str] = "entropy_collapse"
+    rule_version: ClassVar[int] = 2
     watches: ClassVar[tuple[str, ...]] = ("entropy/exact", "entropy/sampled", RIGHT)
     worst_is_low: ClassVar[frozenset[str]] = frozenset({"entropy/exact", "entropy/sampled"})
     confirmation: ClassVar[Confirmation] = Confirmation(k=8, n=10, clear=10)
 
     def flag(self, view: View) -> bool | None:
         key, now = entropy(view)
-        return below(now, times(SHARE, view.baseline(key)))
+        base = view.baseline(key)
+        certain = all_of(below(now, CERTAIN), below(now, times(CLEAR, base)))
+        return any_of(below(now, times(SHARE, base)), certain)
 
     def detail(self, view: View) -> str | None:
         return SOLVED if solved(view) else None
