@@ -11,8 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from harness.core.errors import UsageError, near
 from harness.core.registry import algorithm, algorithm_names, part_kinds, task_names
@@ -46,12 +48,34 @@ def _print(rows: Rows) -> None:
     if not rows:
         print("none")
         return
-    table = Table(box=None, pad_edge=False)
-    for column in rows[0]:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(str(v) for v in row.values()))
-    Console().print(table, markup=False)
+    console = Console()
+    if _width(rows) <= console.width:
+        table = Table(box=None, pad_edge=False)
+        for column in rows[0]:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(str(v) for v in row.values()))
+        console.print(table, markup=False)
+    else:
+        for row in rows:
+            console.print(_entry(row))
+
+
+def _width(rows: Rows) -> int:
+    """Characters of the table's widest line, two between columns."""
+    return sum(2 + max(len(column), *(len(str(row[column])) for row in rows)) for column in rows[0])
+
+
+def _entry(row: Mapping[str, Any]) -> Group:
+    """A row as a heading and indented lines, for what is wider than the terminal."""
+    heading, *rest = row.items()
+    lines = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    lines.add_column(style="dim", no_wrap=True)
+    lines.add_column(overflow="fold")
+    for name, value in rest:
+        if value not in ("", None, {}):
+            lines.add_row(name, Text(str(value)))
+    return Group(Text(str(heading[1]), style="bold"), Padding(lines, (0, 0, 0, 2)))
 
 
 def _algorithms() -> Rows:
@@ -85,7 +109,7 @@ def _parts() -> Rows:
     for slot in SLOTS:
         for kind, cls in part_kinds(slot).items():
             fields = ", ".join(f"{n}={f.default}" for n, f in cls.model_fields.items())
-            rows.append({"slot": slot, "kind": kind, "fields": fields, "what": (cls.__doc__ or "").split("\n")[0]})
+            rows.append({"part": f"{slot}={kind}", "fields": fields, "what": (cls.__doc__ or "").split("\n")[0]})
     return rows
 
 
@@ -102,8 +126,9 @@ def _metrics() -> Rows:
     from harness.core.metrics import METRICS
 
     return [
-        {"metric": m.key, "unit": m.unit, "formula": m.formula, "TRL": m.trl or "", "verl": m.verl or "",
-         "null when": m.not_applicable} for m in METRICS
+        {"metric": m.key, "formula": m.formula, "unit": m.unit, "over": m.aggregation, "kind": m.when,
+         "null when": m.not_applicable, "TRL": m.trl or "", "verl": m.verl or "", "OpenRLHF": m.openrlhf or "",
+         "prime-rl": m.prime_rl or "", "note": m.doc} for m in METRICS
     ]  # fmt: skip
 
 
