@@ -87,13 +87,19 @@ def update(
     before, look = state.events, False
     if row is not None:
         state, look = _stepped(state, row, checkpoints)
+        state = _escalated(state)
     for evaluation in evaluations:
         state, looks = _evaluated(state, evaluation, checkpoints)
-        look = look or looks
-    if state.scores.lost and state.events:
-        events = escalated(state.events, state.scores, state.series.steps[-1])
-        state = state.model_copy(update={"events": events})
+        state, look = _escalated(state), look or looks
     return Seen(state=state, events=_changed(before, state.events), look=look)
+
+
+def _escalated(state: Monitor) -> Monitor:
+    """After every evaluation of its own, so that several at once say what they would say one by one."""
+    if not (state.scores.lost and state.events):
+        return state
+    events = escalated(state.events, state.scores, state.series.steps[-1])
+    return state.model_copy(update={"events": events})
 
 
 def close(state: Monitor) -> Monitor:

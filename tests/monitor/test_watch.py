@@ -88,7 +88,7 @@ class TestEvents:
         assert {len(values) for values in event.metrics_window.values()} == {101}
         assert event.metrics_window["entropy/exact"][49:51] == pytest.approx([0.6, 0.05])
         assert event.sample_steps == (100, 107)
-        assert (event.rule_id, event.rule_version) == ("entropy_collapse", 1)
+        assert (event.rule_id, event.rule_version) == ("entropy_collapse", 2)
 
     def test_the_evidence_of_an_event_at_the_end_is_what_there_is(self) -> None:
         event = only(watched(rows(112, {"entropy/exact": 0.01}, 100)))
@@ -175,6 +175,18 @@ class TestScores:
         test = [evaluation(0, 0.36, samples=2000, split="test")], [evaluation(40, 0.1, samples=2000, split="test")]
         state = update(watched(flat, {0: test[0]}, horizon=40), None, test[1]).state
         assert [(e.type, e.confirm_step) for e in state.events] == [("below_base", 40)]
+
+    def test_evaluations_made_together_say_what_they_say_one_by_one(self) -> None:
+        """As a replay and a run see the last step: the score is lost in two small evaluations, not in the final one."""
+        scores = {s: [evaluation(s, 0.6 if s < 100 else 0.1)] for s in (0, 50, 110)}
+        last = [evaluation(120, 0.1), evaluation(120, 0.4, samples=2000, split="test")]
+        scores[0].append(evaluation(0, 0.4, samples=2000, split="test"))
+        degenerate = rows(120, {"text/rep_rate": 0.4}, 100)
+        state = watched(degenerate[:-1], scores)
+        together = update(state, degenerate[-1], last).state
+        apart = update(update(state, degenerate[-1], last[:1]).state, None, last[1:]).state
+        assert together == apart
+        assert [e.severity for e in together.events if e.type == "degenerate_text"] == ["COLLAPSE"]
 
     def test_an_evaluation_counts_once(self) -> None:
         scores = Scores().add(evaluation(0, 0.5)).add(evaluation(10, 0.2))
