@@ -93,6 +93,69 @@ def compare(
 
 
 @app.command()
+def ablate(
+    preset: Annotated[
+        str | None, typer.Option("--preset", "-p", help="See `harness list ablations`, or a YAML; dapo by default.")
+    ] = None,
+    design: Annotated[
+        str | None, typer.Option(help="factorial, fraction, leave-one-out, add-one-in, path; of the preset's factors.")
+    ] = None,
+    path: Annotated[
+        str | None,
+        typer.Option(help="grpo:dapo, from one algorithm to another, one slot at a time; no preset's factors."),
+    ] = None,
+    stress: Annotated[
+        list[str] | None, typer.Option(help="Cross every cell with lr=1,3 (factors) or updates=4,16; repeatable.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="As in `harness compare`.")] = None,
+    task_param: Annotated[list[str] | None, typer.Option("--task-param", "-t", help="name=value, repeatable.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="For .jsonl: e.g. '{Body} {Question}'.")] = None,
+    answer_field: Annotated[str | None, typer.Option(help="For .jsonl: the field with the gold answer.")] = None,
+    model: Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a Hugging Face id or a local path.")] = None,
+    controls: Annotated[str | None, typer.Option(help="Comma-separated control arms beside the design.")] = None,
+    roster: Annotated[str | None, typer.Option(help="matched or published.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="A number of paired seeds, or a list: 3 or 0,1,2.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Budget in rollout steps (instead of tokens).")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Budget in sampled tokens per run.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", "-s", help="In every cell: recipe.lr=1e-4, ...")] = None,
+    parallel: Annotated[int | None, typer.Option(help="Runs at a time.")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="sqlite:///FILE, journal:FILE or postgresql://...; sqlite in the study by default."),
+    ] = None,
+    results: Results = Path("results"),
+    name: Annotated[str | None, typer.Option(help="Name of the study folder; derived by default.")] = None,
+    mlflow: Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Mirror to MLflow.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and the cost.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Which component of it? Vary the slots of an algorithm by a design; repeating the command continues it.
+
+    Effects and interactions with intervals, exact tests of collapse, Shapley values over a full cube.
+
+    Examples:
+
+    `harness ablate -p dapo --dry-run` shows the 16 cells of DAPO's four parts.
+
+    `harness ablate -p dapo --design leave-one-out --seeds 5 --stress lr=1,3`
+
+    `harness ablate --path grpo:gspo --model smollm2-135m --task reasoning_gym:chain_sum --steps 30`
+    """
+    from harness.commands.ablate import AblateOptions, run_ablate
+    from harness.commands.options import CompareOptions
+
+    shared = CompareOptions(
+        preset=preset or ("default" if path else "dapo"), task=task, task_params=tuple(task_param or ()),
+        prompt=prompt, answer_field=answer_field, system=None, template=None, stop=(), model=model, algorithms=None,
+        controls=controls, roster=roster, seeds=seeds, steps=steps, tokens=tokens, sets=tuple(sets or ()),
+        parallel=parallel, sampler=None, threads=None, dtype=None, device=None, results=results, name=name,
+        run_equivalent=False, mlflow=mlflow, dry_run=dry_run, as_json=as_json,
+    )  # fmt: skip
+    options = AblateOptions(compare=shared, design=design, path=path, stress=tuple(stress or ()), storage=storage)
+    raise typer.Exit(run_ablate(options))
+
+
+@app.command()
 def report(
     study: Annotated[Path, typer.Argument(help="A study folder, <results>/<study>.")],
     out: Annotated[Path | None, typer.Option(help="Where to write; <study>/report by default.")] = None,
@@ -122,7 +185,9 @@ def mirror(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="algorithms, arms, parts, tasks, models, metrics, presets or studies.")],
+    what: Annotated[
+        str, typer.Argument(help="algorithms, arms, parts, tasks, models, metrics, presets, ablations or studies.")
+    ],
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> None:

@@ -11,9 +11,11 @@ from harness.backends.trackers.mlflow import MlflowTracker
 from harness.commands.compare import curves
 from harness.commands.recover import show_recovery
 from harness.commands.verdict import refused
+from harness.core.ablation import ABLATION
 from harness.core.errors import UsageError
 from harness.core.recovery import RECOVERY
 from harness.core.results import read_study_spec
+from harness.report.ablation_page import write_ablation_report
 from harness.report.terminal import terminal_table
 from harness.report.write import write_report
 
@@ -26,6 +28,8 @@ def run_report(study: Path, out: Path | None, as_json: bool) -> int:
         show_recovery(study, as_json=as_json)
         return 0
     paths = write_report(study, out)
+    if (study / ABLATION).exists():
+        paths |= write_ablation_report(study)
     data = json.loads(paths["json"].read_text(encoding="utf-8"))
     if as_json:
         print(json.dumps({kind: str(path) for kind, path in paths.items()}))

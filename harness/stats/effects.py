@@ -101,7 +101,8 @@ def _coded(levels: Sequence[str], values: Sequence[str]) -> np.ndarray:
     unknown = sorted(set(values) - set(levels))
     if unknown:
         raise ValueError(f"levels {unknown} are none of {list(levels)}")
-    return (np.asarray(values)[:, None] == np.asarray(levels[1:])[None, :]) - 1.0 / len(levels)
+    chosen = np.asarray(values)[:, None] == np.asarray(levels[1:])[None, :]
+    return np.asarray(chosen - 1.0 / len(levels))
 
 
 def _estimable(block: np.ndarray, terms: Sequence[tuple[Any, Any, np.ndarray]], n: int) -> bool:

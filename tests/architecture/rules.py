@@ -100,6 +100,8 @@ ROOMS = {
             "harness.core.results",
             "harness.core.metrics",
             "harness.core.errors",
+            "harness.core.scores",
+            "harness.core.ablation",
             "harness.stats",
             "harness.validity",
         ),
