@@ -15,6 +15,7 @@ from harness.core.ablation import ABLATION
 from harness.core.errors import UsageError
 from harness.core.recovery import RECOVERY
 from harness.core.results import read_study_spec
+from harness.core.search import FINAL, SEARCH
 from harness.report.ablation_page import write_ablation_report
 from harness.report.terminal import terminal_table
 from harness.report.write import write_report
@@ -27,6 +28,11 @@ def run_report(study: Path, out: Path | None, as_json: bool) -> int:
             raise UsageError(f"--out {out}", "a recovery study is reported in its own folder", "no --out")
         show_recovery(study, as_json=as_json)
         return 0
+    if (study / SEARCH).exists():
+        raise UsageError(
+            f"{study}", "a search is a folder of studies, and its own report is written from its trials",
+            f"{study / FINAL} or the folder of an algorithm in it, or the harness tune command again",
+        )  # fmt: skip
     paths = write_report(study, out)
     if (study / ABLATION).exists():
         paths |= write_ablation_report(study)

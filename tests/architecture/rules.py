@@ -102,6 +102,7 @@ ROOMS = {
             "harness.core.errors",
             "harness.core.scores",
             "harness.core.ablation",
+            "harness.core.search",
             "harness.stats",
             "harness.validity",
         ),
