@@ -140,7 +140,7 @@ def test_a_control_may_have_its_own_recipe(tmp_path: Path) -> None:
 
 
 def test_a_ranked_arm_may_not() -> None:
-    with pytest.raises(ValueError, match="only controls have their own"):
+    with pytest.raises(ValueError, match="only controls, and arms of a stressed or tuned roster, have their own"):
         ArmSpec(name="GRPO", algorithm="grpo", recipe={"lr": 0.0})
 
 
