@@ -444,6 +444,9 @@ def bench(
     warm_up: Annotated[int | None, typer.Option(help="Steps before them; 1 by default.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all by default.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the tables to this file.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Append every result to this file, and go on from what it holds.")
+    ] = None,
     listing: Annotated[bool, typer.Option("--list", help="Name what would be measured, and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -461,7 +464,7 @@ def bench(
 
     options = BenchOptions(
         only=tuple(only or ()), rounds=rounds, steps=steps, warm_up=warm_up, threads=threads, markdown=markdown,
-        listing=listing, as_json=as_json,
+        keep=keep, listing=listing, as_json=as_json,
     )  # fmt: skip
     raise typer.Exit(run_bench(options))
 

@@ -13,23 +13,34 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from harness.backends.executors.environment import run_environment
 from harness.bench.subjects import Subject
+from harness.core.errors import UsageError
 
 TIMEOUT_S = 3600.0
 FAILED = "could_not_run"
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 Result = dict[str, Any]  # what a worker wrote
 
 
 def run_rounds(
-    subjects: Sequence[Subject], rounds: int, tell: Callable[[str], None], run: Callable[[Subject], Result]
+    subjects: Sequence[Subject],
+    rounds: int,
+    tell: Callable[[str], None],
+    run: Callable[[Subject], Result],
+    kept: Path | None = None,
 ) -> dict[str, list[Result]]:
-    """Results by subject, one per round; a subject that cannot run is tried once."""
-    found: dict[str, list[Result]] = {s.name: [] for s in subjects}
+    """Results by subject, one per round; a subject that cannot run is tried once.
+
+    With `kept` every result is appended to that file, and what it holds already is not measured again.
+    """
+    known = [] if kept is None else read_kept(kept)
+    found: dict[str, list[Result]] = {
+        s.name: [r["result"] for r in known if r["subject"] == s.model_dump(mode="json")][:rounds] for s in subjects
+    }
     took: dict[str, float] = {}
-    plan = [s for _ in range(rounds) for s in subjects]
+    plan = [s for number in range(rounds) for s in subjects if len(found[s.name]) <= number]
     for number, subject in enumerate(plan):
         if any(FAILED in r for r in found[subject.name]):
             continue
@@ -38,9 +49,31 @@ def run_rounds(
         result = run(subject)
         took[subject.name] = time.monotonic() - start
         found[subject.name].append(result)
+        if kept is not None:
+            keep(kept, subject, result)
         said = f"could not run: {result[FAILED]}" if FAILED in result else f"{took[subject.name]:.0f} s"
         tell(f"    {said}")
     return found
+
+
+def read_kept(file: Path) -> list[dict[str, Any]]:
+    """What an earlier, interrupted benchmark measured: subject and result per line."""
+    if not file.exists():
+        return []
+    lines = file.read_text(encoding="utf-8").splitlines()
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"--keep {file}", f"not the results of a benchmark: {error}", "another file, or delete this one"
+        ) from None
+
+
+def keep(file: Path, subject: Subject, result: Result) -> None:
+    """Appends one result."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as out:
+        out.write(json.dumps({"subject": subject.model_dump(mode="json"), "result": result}) + "\n")
 
 
 def time_left(coming: Sequence[Subject], took: Mapping[str, float]) -> str:
@@ -54,7 +87,7 @@ def time_left(coming: Sequence[Subject], took: Mapping[str, float]) -> str:
 
 def run_alone(subject: Subject, timeout: float = TIMEOUT_S) -> Result:
     """One subject in a process of its own, with the thread count in its environment before torch is loaded."""
-    environment = {**OFFLINE, **os.environ, **dict.fromkeys(THREADS, str(subject.threads))}
+    environment = run_environment(subject.threads, OFFLINE | os.environ, keep_memory=subject.keep_memory)
     with TemporaryDirectory() as folder:
         target = Path(folder) / "result.json"
         command = [sys.executable, "-m", "harness.bench.worker", str(target)]

@@ -16,6 +16,7 @@ EXACT = UpdateSpec(share_prompts=True)  # every exact saving on
 SWITCHES = tuple(name for name in UpdateSpec.model_fields if name != "compile")
 ALGORITHMS = ("ppo", "grpo", "dapo", "gspo", "gspo_token", "gfpo_shortest")
 TINY = ("ppo", "grpo", "dapo", "gspo", "gfpo_shortest", "grpo_process")
+PLAIN_ALLOCATOR = "switch-keep_memory-off"
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 
 Section = Literal["step", "update", "switches", "algorithms", "scaling", "tiny", "loss", ""]
@@ -40,6 +41,7 @@ class Subject(Spec):
     update: UpdateSpec = EXACT
     gradient_checkpointing: bool = False  # of TRL, whose default is True
     trl_weights: Dtype = "float32"  # of TRL, whose bfloat16 keeps float32 weights unless told otherwise
+    keep_memory: bool = False  # the allocator as in our runs; the C library's default otherwise
     threads: int = 1
     warm_up: int = 1
     steps: int = 2
@@ -86,7 +88,7 @@ def _switch_subjects() -> list[Subject]:
     for name in SWITCHES:
         flipped = EXACT.model_copy(update={name: not getattr(EXACT, name)})
         found.append(Subject(name=f"switch-{name}-{'on' if getattr(flipped, name) else 'off'}", update=flipped, **at))
-    return found
+    return [*found, Subject(name=PLAIN_ALLOCATOR, **at)]
 
 
 def _algorithm_subjects(sampler: Literal["transformers", "vllm"]) -> list[Subject]:
@@ -116,7 +118,7 @@ def _tiny_subjects() -> list[Subject]:
 
 def catalogue(sampler: Literal["transformers", "vllm"]) -> list[Subject]:
     """All subjects in the order in which they run; `sampler` is the fastest that is installed."""
-    return [
+    found = [
         *_step_subjects(),
         *_update_subjects(),
         *_switch_subjects(),
@@ -125,6 +127,8 @@ def catalogue(sampler: Literal["transformers", "vllm"]) -> list[Subject]:
         *_tiny_subjects(),
         Subject(name="loss", section="loss", who="loss", work="update"),
     ]
+    mine = {"keep_memory": True}
+    return [s.model_copy(update=mine) if s.who == "ours" and s.name != PLAIN_ALLOCATOR else s for s in found]
 
 
 def chosen(subjects: Sequence[Subject], only: Sequence[str]) -> list[Subject]:

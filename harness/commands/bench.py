@@ -32,6 +32,7 @@ class BenchOptions:
     warm_up: int | None = None
     threads: int | None = None
     markdown: Path | None = None
+    keep: Path | None = None
     listing: bool = False
     as_json: bool = False
 
@@ -43,7 +44,7 @@ def run_bench(options: BenchOptions) -> int:
         print("\n".join(f"{s.section:12} {s.name}" for s in subjects))
         return 0
     start = time.monotonic()
-    results = run_rounds(subjects, options.rounds, lambda text: print(text, file=sys.stderr, flush=True), run_alone)
+    results = run_rounds(subjects, options.rounds, say, run_alone, options.keep)
     found = {name: medians(rounds) for name, rounds in results.items()}
     facts = machine(options, subjects, time.monotonic() - start)
     text = document(subjects, found)
@@ -54,6 +55,11 @@ def run_bench(options: BenchOptions) -> int:
     else:
         print(f"{text}\n\n{sentence(facts)}")
     return 0
+
+
+def say(text: str) -> None:
+    """Progress."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def planned(options: BenchOptions) -> list[Subject]:
@@ -115,7 +121,7 @@ def page(facts: dict[str, Any], text: str) -> str:
     """The committed form."""
     commit = f" at {facts['commit'][:10]}{' with changes' if facts['dirty'] else ''}" if facts["commit"] else ""
     return (
-        "# Performance\n\n```\nmake bench ARGS='--markdown results/reference/performance.md'\n```\n\n"
+        "# Performance\n\n```\nmake bench ARGS='--keep bench.jsonl --markdown results/reference/performance.md'\n```\n\n"
         "SmolLM2-135M on two-term chain-sum, beta 0, the same thread count for everybody. "
         f"Version {facts['harness']}{commit}. {sentence(facts)}\n\n{text}\n"
     )

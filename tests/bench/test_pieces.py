@@ -14,6 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
+from harness.backends.executors.environment import KEEP_MEMORY, run_environment
 from harness.bench import batch as batches
 from harness.bench.claims import CLAIMS, ratio, step
 from harness.bench.flops import Shape, matmul_peak, shape_of, useful_flops
@@ -175,8 +176,8 @@ def test_subjects() -> None:
             assert not any(p.weight for p in record.penalties if p.kind == "kl"), "beta is 0"
 
 
-def subject(name: str) -> Subject:
-    return Subject(name=name, section="step", who="ours", work="step")
+def subject(name: str, threads: int = 1) -> Subject:
+    return Subject(name=name, section="step", who="ours", work="step", threads=threads)
 
 
 def test_rounds_are_interleaved_and_failures_not_repeated() -> None:
@@ -247,3 +248,34 @@ def test_tables_are_aligned() -> None:
     lines = aligned(["", "s"], [["a", "1"], ["longer", "100"]]).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[2] == "| a      |   1 |"
+
+
+def test_an_interrupted_benchmark_goes_on_from_what_it_kept(tmp_path: Path) -> None:
+    file, ran = tmp_path / "kept.jsonl", []
+
+    def run(one: Subject) -> dict[str, Any]:
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        ran.append(one.name)
+        return {"number": len(ran)}
+
+    subjects = [subject("a"), subject("b")]
+    with pytest.raises(KeyboardInterrupt):
+        run_rounds(subjects, 2, lambda text: None, run, file)
+    again = run_rounds(subjects, 2, lambda text: None, lambda one: {"number": 4}, file)
+    assert again == {"a": [{"number": 1}, {"number": 3}], "b": [{"number": 2}, {"number": 4}]}
+    other = subject("a", threads=7)
+    assert run_rounds([other], 1, lambda text: None, lambda one: {"number": 9}, file) == {"a": [{"number": 9}]}
+
+
+def test_a_file_that_is_no_benchmark_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello", encoding="utf-8")
+    with pytest.raises(UsageError, match="not the results of a benchmark"):
+        run_rounds([subject("a")], 1, lambda text: None, lambda one: {}, tmp_path / "notes.txt")
+
+
+def test_a_run_keeps_its_memory_unless_the_user_set_the_allocator() -> None:
+    assert run_environment(2, {})["MALLOC_TRIM_THRESHOLD_"] == KEEP_MEMORY["MALLOC_TRIM_THRESHOLD_"]
+    assert run_environment(2, {"MALLOC_TRIM_THRESHOLD_": "1"})["MALLOC_TRIM_THRESHOLD_"] == "1"
+    assert not KEEP_MEMORY.keys() & run_environment(2, {}, keep_memory=False).keys()
+    assert run_environment(2, {"OMP_NUM_THREADS": "9"})["OMP_NUM_THREADS"] == "2"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from harness.backends.executors.environment import run_environment
 from harness.core.ports import RunHandle, RunState
 from harness.core.results import SPEC, write_atomic
 from harness.core.spec import RunSpec
@@ -90,14 +91,7 @@ class LocalExecutor:
         handle.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(handle.folder / SPEC, spec.model_dump_json(indent=2) + "\n")
         slot = min(set(range(self._parallel)) - {c.slot for c in self._children.values()})
-        threads = str(spec.backend.threads)
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONUNBUFFERED": "1",
-        }
+        environment = run_environment(spec.backend.threads, os.environ)
         if self._num_gpus:
             environment["CUDA_VISIBLE_DEVICES"] = str(slot % self._num_gpus)
         log = (handle.folder / LOG).open("ab")
