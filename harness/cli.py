@@ -29,7 +29,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSO
 @app.command()
 def compare(
     preset: Annotated[str, typer.Option(help="quick, default, or the path of a study YAML.")] = "quick",
-    task: Annotated[str | None, typer.Option(help="chain, reasoning_gym:<generator>, or <file>.jsonl.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="chain, reasoning_gym:<generator>, <file>.jsonl or .parquet, hf:<dataset id>; see `list tasks`."
+        ),
+    ] = None,
     task_param: Annotated[list[str] | None, typer.Option("--task-param", "-t", help="name=value, repeatable.")] = None,
     prompt: Annotated[str | None, typer.Option(help="For .jsonl: e.g. '{Body} {Question}'.")] = None,
     answer_field: Annotated[str | None, typer.Option(help="For .jsonl: the field with the gold answer.")] = None,
@@ -326,6 +331,8 @@ def bench(
     `harness bench --only tiny`
 
     `harness bench --only 'update-*' --rounds 3`
+
+    `harness bench --only grading` (answers graded per second; seconds)
     """
     from harness.commands.bench import BenchOptions, run_bench
 

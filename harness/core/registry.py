@@ -78,13 +78,15 @@ def task_names() -> list[str]:
 
 
 def build_task(name: str, params: dict[str, Any]) -> Task:
-    """A task from `family`, `family:argument` or the path of a `.jsonl` file."""
+    """A task from `family`, `family:argument` or the path of a `.jsonl` or `.parquet` file."""
     _load()
     family, _, argument = name.partition(":")
-    if name.endswith(".jsonl"):
+    if name.endswith((".jsonl", ".parquet")):
         family, argument = "jsonl", name
     if family not in _TASKS:
         raise UsageError(
-            f"task {name!r}", "no task of that name, and not a .jsonl file", near(family, [*_TASKS, "<file>.jsonl"])
+            f"task {name!r}",
+            "no task of that name, and no .jsonl or .parquet file",
+            near(family, [*_TASKS, "<file>.jsonl"]),
         )
     return _TASKS[family](argument, **params)
