@@ -38,6 +38,9 @@ def compare(
     task_param: Annotated[list[str] | None, typer.Option("--task-param", "-t", help="name=value, repeatable.")] = None,
     prompt: Annotated[str | None, typer.Option(help="For .jsonl: e.g. '{Body} {Question}'.")] = None,
     answer_field: Annotated[str | None, typer.Option(help="For .jsonl: the field with the gold answer.")] = None,
+    reward: Annotated[
+        str | None, typer.Option(help="my.py:score, a function (prompt, response, answer) -> float or dict of floats.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     template: Annotated[str | None, typer.Option(help="auto, chat or plain.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop string, repeatable.")] = None,
@@ -83,13 +86,15 @@ def compare(
     `harness compare --model smollm2-135m --task reasoning_gym:chain_sum -t min_terms=2 -t max_terms=2 --steps 30`
 
     `harness compare --model Qwen/Qwen3-0.6B --task my.jsonl --prompt '{question}' --answer-field answer --seeds 5`
+
+    `harness compare --task my.jsonl --reward my.py:score -t reward_range=-1,1 -t reward_seconds=5`
     """
     from harness.commands.compare import run_compare
     from harness.commands.options import CompareOptions
 
     options = CompareOptions(
         preset=preset, task=task, task_params=tuple(task_param or ()), prompt=prompt, answer_field=answer_field,
-        system=system, template=template, stop=tuple(stop or ()), model=model, algorithms=algorithms,
+        reward=reward, system=system, template=template, stop=tuple(stop or ()), model=model, algorithms=algorithms,
         controls=controls, roster=roster, seeds=seeds, steps=steps, tokens=tokens, sets=tuple(sets or ()),
         parallel=parallel, sampler=sampler, threads=threads, dtype=dtype, device=device, results=results, name=name,
         run_equivalent=run_equivalent, mlflow=mlflow, dry_run=dry_run, as_json=as_json,

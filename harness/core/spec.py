@@ -16,7 +16,7 @@ Roster = Literal["matched", "published"]
 Dtype = Literal["float32", "bfloat16"]
 
 
-DATA_FILES = ("test_file", "reward")  # task parameters that name a file, whose content is in `data_sha256`
+DATA_FILES = ("test_file", "reward_function")  # task parameters that name a file, whose content is in `data_sha256`
 
 
 class Spec(BaseModel):
