@@ -13,13 +13,13 @@ from typing import Any
 from harness.core.errors import UsageError
 from harness.core.ports import Response, SingleTurnTask, Split, TaskInfo
 from harness.core.registry import register_task
-from harness.core.types import FinishReason, Grade, Message, Prompt
+from harness.core.types import FinishReason, Grade, Prompt
+from tasks.division import divided
 from tasks.graders import as_number, boxed, exactly_equal, last_number, numerically_equal, tagged
 from tasks.params import check_choice, check_known
 from tasks.presets import PRESETS, preset_of_dataset
 from tasks.rows import Row, check_placeholder, distinct, placeholders, row_of
 from tasks.sources import Source, from_file, from_hub
-from tasks.splits import digest, split_of_digest
 from tasks.workers import Called, Workers
 
 _FILE_PARAMS = ("preset", "test_file")
@@ -28,7 +28,6 @@ _READING = ("prompt", "answer_field", "match", "extract", "answer_split", "answe
 PARAMS = (*_FILE_PARAMS, *_READING)
 EXTRACTS = ("last_number", "all", "tags", "regex:<pattern>")
 MATCHES = ("numeric", "exact", "math")
-_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _LIMIT_S = 5.0  # of one grading by math-verify; a readable answer takes milliseconds
 _MEMORY_MIB = 4096  # of a worker: `10^{10^{10}}` is four characters of a response
 _LONGEST = 20_000  # characters sent to be graded, from the end
@@ -174,8 +173,7 @@ def task_of(name: str, source: Source, test: Source | None, params: Mapping[str,
     extract = (
         "math-verify" if match == "math" else params.get("extract") or ("last_number" if match == "numeric" else "all")
     )
-    items = _divided(source, rows, test, held_out) if test else _split(source, rows)
-    _check_overlap(source, rows, test, held_out, items)
+    items = divided(source, rows, test, held_out)
     sha256 = source.sha256 if test is None else hashlib.sha256((source.sha256 + test.sha256).encode()).hexdigest()
     info = TaskInfo(
         name=name,
@@ -252,66 +250,6 @@ def _match(source: Source, rows: list[Row], params: Mapping[str, str]) -> str:
                     "match=exact or match=math, or answer_split to keep only the number",
                 )
     return match
-
-
-def _split(source: Source, rows: list[Row]) -> dict[Split, list[Prompt]]:
-    if len(rows) < len(_SPLITS):
-        raise UsageError(
-            f"task file {source}: {len(rows)} different questions",
-            "too few rows for three disjoint splits (train, validation, test)",
-            "at least 3 questions; 100 or more for scores worth reading",
-        )
-    ordered = _ordered(rows)
-    items: dict[Split, list[Prompt]] = {split: [] for split in _SPLITS}
-    for key, row in ordered:
-        items[split_of_digest(key)].append(_prompt(row))
-    if not all(items.values()):
-        prompts, tenth = [_prompt(row) for _, row in ordered], max(1, len(ordered) // 10)
-        items = {"test": prompts[:tenth], "validation": prompts[tenth : 2 * tenth], "train": prompts[2 * tenth :]}
-    return items
-
-
-def _divided(source: Source, rows: list[Row], test: Source, held_out: list[Row]) -> dict[Split, list[Prompt]]:
-    """The rows as train and validation, those of the other source as test."""
-    if len(rows) < 2:
-        raise UsageError(
-            f"task file {source}: {len(rows)} different questions", "train and validation need some each", "2 or more"
-        )
-    ordered = _ordered(rows)
-    validation = [_prompt(row) for key, row in ordered if split_of_digest(key) == "validation"]
-    train = [_prompt(row) for key, row in ordered if split_of_digest(key) != "validation"]
-    if not validation or not train:
-        train, validation = [_prompt(row) for _, row in ordered[1:]], [_prompt(ordered[0][1])]
-    return {"train": train, "validation": validation, "test": [_prompt(row) for _, row in _ordered(held_out)]}
-
-
-def _ordered(rows: list[Row]) -> list[tuple[bytes, Row]]:
-    return sorted(((digest(row.content), row) for row in rows), key=lambda pair: pair[0])
-
-
-def _check_overlap(
-    source: Source, rows: list[Row], test: Source | None, held_out: list[Row], items: Mapping[Split, list[Prompt]]
-) -> None:
-    """Refuses questions that stand in two splits but for case, spaces and punctuation at the ends."""
-    split_of = {p.messages[-1]["content"]: split for split, found in items.items() for p in found}
-    seen: dict[bytes, tuple[Split, str, str]] = {}
-    for origin, found in ((source, rows), (test, held_out)):
-        for row in found:
-            assert origin is not None
-            split = "test" if origin is test else split_of[row.content]
-            key = digest(" ".join(row.content.casefold().split()).strip(" .?!"))
-            first = seen.setdefault(key, (split, origin.at(row.line), row.content))
-            if first[0] != split:
-                raise UsageError(
-                    f"{origin.at(row.line)} and {first[1]}: {row.content[:60]!r}",
-                    f"the same question would be in {first[0]} and in {split}, so its score would be learnt by heart",
-                    "remove one of the rows",
-                )
-
-
-def _prompt(row: Row) -> Prompt:
-    message: Message = {"role": "user", "content": row.content}
-    return Prompt(id=row.id, messages=(message,), answer=row.answer)
 
 
 def _reader(source: Source, extract: str) -> Callable[[str], str | None]:

@@ -1,4 +1,4 @@
-"""How fast responses are graded: math-verify in worker processes, on numbers and on LaTeX."""
+"""How fast responses are graded: math-verify in worker processes, on numbers and on LaTeX; programs in the sandbox."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from harness.core.ports import Response, SingleTurnTask
 from harness.core.registry import build_task
+from tasks.sandbox import Limits, available, run
 from tasks.workers import num_workers
 
 SIBLINGS = 8  # responses per question, as in a rollout
 QUESTIONS = 64
+PROGRAMS = 100
 FORMS = (
     r"\frac{%d}{7}", r"x^2+%dx+2", r"(%d,\frac{\pi}{2})", r"\sqrt{%d}+1", r"[%d,\infty)",
     r"\begin{pmatrix}%d&2\\3&4\end{pmatrix}", r"%d\pi r", r"\{1,2,%d\}", r"-\frac{%d\sqrt{5}}{7}", r"2^{%d}",
@@ -24,7 +27,23 @@ TARGETS = {"numbers": 1000, "latex": 300}  # responses per second on two process
 
 def run_grading(rounds: int) -> dict[str, dict[str, float]]:
     """Median responses per second by kind, over `rounds` rollouts of new questions each."""
-    return {kind: _measured(kind, rounds) for kind in TARGETS}
+    found = {kind: _measured(kind, rounds) for kind in TARGETS}
+    return found | ({"programs": _programs(rounds)} if available().kind == "bubblewrap" else {})
+
+
+def _programs(rounds: int) -> dict[str, float]:
+    """Sandboxed runs of a small program per second."""
+
+    def once(_: int) -> bool:
+        return run({"main.py": "print(int(input()) * 2)"}, "21", Limits(wall_s=60.0), "bubblewrap").stdout == "42\n"
+
+    rates = []
+    with ThreadPoolExecutor(num_workers()) as threads:
+        for _ in range(rounds):
+            start = time.perf_counter()
+            assert all(threads.map(once, range(PROGRAMS))), "a benchmark program failed"
+            rates.append(PROGRAMS / (time.perf_counter() - start))
+    return {"per_s": statistics.median(rates), "target_per_s": 20.0, "workers": float(num_workers())}
 
 
 def _measured(kind: str, rounds: int) -> dict[str, float]:

@@ -28,6 +28,7 @@ class TaskInfo:
     sizes: Mapping[Split, int | None] = field(default_factory=dict)  # number of items; None = endless
     description: str = ""
     data_sha256: str | None = None  # of the file the items come from
+    isolation: str | None = None  # what keeps programs that the policy writes from this machine, where a task runs them
 
 
 class Task(ABC):

@@ -88,7 +88,7 @@ def build_task(name: str, params: dict[str, Any]) -> Task:
         given = {key: value for key, value in params.items() if key not in rewards.PARAMS}
         return rewards.rewarded(build_task(name, given), **{k: v for k, v in params.items() if k in rewards.PARAMS})  # type: ignore[no-any-return]
     family, _, argument = name.partition(":")
-    if name.endswith((".jsonl", ".parquet")):
+    if family not in _TASKS and name.endswith((".jsonl", ".parquet")):
         family, argument = "jsonl", name
     if family not in _TASKS:
         raise UsageError(
