@@ -29,10 +29,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSO
 @app.command()
 def compare(
     preset: Annotated[str, typer.Option(help="quick, default, or the path of a study YAML.")] = "quick",
-    task: Annotated[str | None, typer.Option(help="chain, reasoning_gym:<generator>, or <file>.jsonl.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="chain, reasoning_gym:<generator>, <file>.jsonl or .parquet, hf:<dataset id>; see `list tasks`."
+        ),
+    ] = None,
     task_param: Annotated[list[str] | None, typer.Option("--task-param", "-t", help="name=value, repeatable.")] = None,
     prompt: Annotated[str | None, typer.Option(help="For .jsonl: e.g. '{Body} {Question}'.")] = None,
     answer_field: Annotated[str | None, typer.Option(help="For .jsonl: the field with the gold answer.")] = None,
+    reward: Annotated[
+        str | None, typer.Option(help="my.py:score, a function (prompt, response, answer) -> float or dict of floats.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     template: Annotated[str | None, typer.Option(help="auto, chat or plain.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop string, repeatable.")] = None,
@@ -78,18 +86,68 @@ def compare(
     `harness compare --model smollm2-135m --task reasoning_gym:chain_sum -t min_terms=2 -t max_terms=2 --steps 30`
 
     `harness compare --model Qwen/Qwen3-0.6B --task my.jsonl --prompt '{question}' --answer-field answer --seeds 5`
+
+    `harness compare --task my.jsonl --reward my.py:score -t reward_range=-1,1 -t reward_seconds=5`
     """
     from harness.commands.compare import run_compare
     from harness.commands.options import CompareOptions
 
     options = CompareOptions(
         preset=preset, task=task, task_params=tuple(task_param or ()), prompt=prompt, answer_field=answer_field,
-        system=system, template=template, stop=tuple(stop or ()), model=model, algorithms=algorithms,
+        reward=reward, system=system, template=template, stop=tuple(stop or ()), model=model, algorithms=algorithms,
         controls=controls, roster=roster, seeds=seeds, steps=steps, tokens=tokens, sets=tuple(sets or ()),
         parallel=parallel, sampler=sampler, threads=threads, dtype=dtype, device=device, results=results, name=name,
         run_equivalent=run_equivalent, mlflow=mlflow, dry_run=dry_run, as_json=as_json,
     )  # fmt: skip
     raise typer.Exit(run_compare(options))
+
+
+@app.command()
+def probe(
+    task: Annotated[str | None, typer.Option(help="As for compare.")] = None,
+    task_param: Annotated[list[str] | None, typer.Option("--task-param", "-t", help="name=value, repeatable.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="For data files: e.g. '{Body} {Question}'.")] = None,
+    answer_field: Annotated[str | None, typer.Option(help="For data files: the field with the gold answer.")] = None,
+    reward: Annotated[str | None, typer.Option(help="my.py:score, as for compare.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    template: Annotated[str | None, typer.Option(help="auto, chat or plain.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop string, repeatable.")] = None,
+    model: Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a Hugging Face id or a local path.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    prompts: Annotated[int, typer.Option(help="Prompts of the split, from its first on.")] = 100,
+    samples: Annotated[int, typer.Option(help="Responses per prompt.")] = 8,
+    keep: Annotated[str, typer.Option(help="Pass rates that the written prompt file holds.")] = "0.1,0.9",
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="recipe.max_new_tokens=512, recipe.temperature=0.8, ...")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="transformers or vllm.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    results: Results = Path("results"),
+    out: Annotated[Path | None, typer.Option(help="Folder to write; derived from the settings by default.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sampled.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Can the model learn from this task? pass@k per prompt, cut-off responses, expected informative groups.
+
+    Writes the prompts of medium difficulty as a task file. Repeating the command continues it.
+
+    Example: `harness probe --model smollm2-135m --task my.jsonl --prompts 200 --samples 16 --keep 0.1,0.9`
+    """
+    from harness.commands.options import CompareOptions
+    from harness.commands.probe import ProbeOptions, run_probe
+
+    study = CompareOptions(
+        preset="quick", task=task, task_params=tuple(task_param or ()), prompt=prompt, answer_field=answer_field,
+        reward=reward, system=system, template=template, stop=tuple(stop or ()), model=model, algorithms="grpo",
+        controls="none", roster=None, seeds="1", steps=1, tokens=None, sets=tuple(sets or ()), parallel=None,
+        sampler=sampler, threads=threads, dtype=dtype, device=device, results=results, name=None,
+        run_equivalent=False, mlflow=False, dry_run=dry_run, as_json=as_json,
+    )  # fmt: skip
+    raise typer.Exit(run_probe(ProbeOptions(
+        study=study, split=split, prompts=prompts, samples=samples, keep=keep, out=out
+    )))  # fmt: skip
 
 
 @app.command()
@@ -326,6 +384,8 @@ def bench(
     `harness bench --only tiny`
 
     `harness bench --only 'update-*' --rounds 3`
+
+    `harness bench --only grading` (answers graded per second; seconds)
     """
     from harness.commands.bench import BenchOptions, run_bench
 

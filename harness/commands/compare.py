@@ -108,7 +108,8 @@ def _task(options: CompareOptions) -> dict[str, Any]:
         if not sign:
             raise UsageError(f"--task-param {text}", "a parameter has the form name=value", "e.g. -t min_terms=2")
         params[name] = parse_value(value)
-    params |= {k: v for k, v in (("prompt", options.prompt), ("answer_field", options.answer_field)) if v is not None}
+    shorts = (("prompt", options.prompt), ("answer_field", options.answer_field), ("reward_function", options.reward))
+    params |= {k: v for k, v in shorts if v is not None}
     template: dict[str, Any] = {
         k: v for k, v in (("system", options.system), ("style", options.template)) if v is not None
     }

@@ -20,6 +20,7 @@ class CompareOptions:
     task_params: tuple[str, ...]
     prompt: str | None
     answer_field: str | None
+    reward: str | None
     system: str | None
     template: str | None
     stop: tuple[str, ...]
