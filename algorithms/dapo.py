@@ -19,6 +19,7 @@ from algorithms.parts.surrogates import Clip
 from harness.core.algorithm import Algorithm
 from harness.core.parts import Updates
 from harness.core.registry import register_algorithm
+from harness.core.search import Dimension
 
 
 def build() -> Algorithm:
@@ -52,4 +53,10 @@ def build() -> Algorithm:
     )
 
 
-register_algorithm("dapo", build)
+SPACE = (
+    Dimension(path="surrogate.low", low=0.05, high=0.5, log=True),
+    Dimension(path="surrogate.high", low=0.05, high=0.5, log=True),
+    Dimension(path="rewards.overlong.fraction", low=0.0, high=1.0),
+)
+
+register_algorithm("dapo", build, SPACE)

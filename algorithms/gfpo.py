@@ -19,6 +19,7 @@ from algorithms.parts.surrogates import Clip
 from harness.core.algorithm import Algorithm
 from harness.core.parts import Updates
 from harness.core.registry import register_algorithm
+from harness.core.search import Dimension
 
 
 def build() -> Algorithm:
@@ -42,4 +43,10 @@ def build() -> Algorithm:
     )
 
 
-register_algorithm("gfpo", build)
+SPACE = (
+    Dimension(path="surrogate.low", low=0.05, high=0.5, log=True),
+    Dimension(path="surrogate.high", low=0.05, high=0.5, log=True),
+    Dimension(path="selection.k", low=2, high=12, integer=True),
+)
+
+register_algorithm("gfpo", build, SPACE)

@@ -20,6 +20,7 @@ from algorithms.parts.surrogates import Clip
 from harness.core.algorithm import Algorithm
 from harness.core.parts import Updates
 from harness.core.registry import register_algorithm
+from harness.core.search import Dimension
 
 
 def build() -> Algorithm:
@@ -40,4 +41,9 @@ def build() -> Algorithm:
     )
 
 
-register_algorithm("grpo", build)
+SPACE = (
+    Dimension(path="surrogate.low", low=0.05, high=0.5, log=True),
+    Dimension(path="surrogate.high", low=0.05, high=0.5, log=True),
+)
+
+register_algorithm("grpo", build, SPACE)

@@ -19,6 +19,7 @@ from algorithms.parts.surrogates import Clip
 from harness.core.algorithm import Algorithm
 from harness.core.parts import Updates
 from harness.core.registry import register_algorithm
+from harness.core.search import Dimension
 
 
 def build() -> Algorithm:
@@ -39,4 +40,9 @@ def build() -> Algorithm:
     )
 
 
-register_algorithm("gspo", build)
+SPACE = (
+    Dimension(path="surrogate.low", low=3e-5, high=3e-2, log=True),
+    Dimension(path="surrogate.high", low=3e-5, high=3e-2, log=True),
+)
+
+register_algorithm("gspo", build, SPACE)

@@ -18,6 +18,7 @@ from algorithms.parts.surrogates import Clip
 from harness.core.algorithm import Algorithm
 from harness.core.parts import Updates
 from harness.core.registry import register_algorithm
+from harness.core.search import Dimension
 
 
 def build() -> Algorithm:
@@ -38,4 +39,9 @@ def build() -> Algorithm:
     )
 
 
-register_algorithm("gspo_token", build)
+SPACE = (
+    Dimension(path="surrogate.low", low=3e-5, high=3e-2, log=True),
+    Dimension(path="surrogate.high", low=3e-5, high=3e-2, log=True),
+)
+
+register_algorithm("gspo_token", build, SPACE)

@@ -19,6 +19,7 @@ from algorithms.parts.surrogates import Clip
 from harness.core.algorithm import Algorithm
 from harness.core.parts import Updates
 from harness.core.registry import register_algorithm
+from harness.core.search import Dimension
 
 
 def build() -> Algorithm:
@@ -45,4 +46,10 @@ def build() -> Algorithm:
     )
 
 
-register_algorithm("ppo", build)
+SPACE = (
+    Dimension(path="surrogate.low", low=0.05, high=0.5, log=True),
+    Dimension(path="surrogate.high", low=0.05, high=0.5, log=True),
+    Dimension(path="advantage.lam", low=0.9, high=1.0),
+)
+
+register_algorithm("ppo", build, SPACE)

@@ -58,6 +58,26 @@ class Sequence(Ratio):
 
 @part
 @final
+class SequenceProduct(Ratio):
+    """s_i = exp(clamp(sum over the row's tokens of l - l_old, -guard, guard)): the likelihood ratio of the response.
+
+    Gradient s_i at each token inside the guard, 0 outside. GSPO without its length normalisation (Eq. 7 without the
+    exponent 1 / n_i): its spread grows with the length, so that no clip range fits short and long responses.
+    """
+
+    kind: ClassVar[str] = "sequence_product"
+    guard: float | None = Field(default=20.0, gt=0.0)
+
+    def __call__(
+        self, logp: Float[Tensor, "B T"], old_logp: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B T"]:
+        log_s = log_ratio(logp, old_logp, mask).sum(-1)
+        s = (log_s if self.guard is None else log_s.clamp(-self.guard, self.guard)).exp()
+        return s[:, None].expand(mask.shape)
+
+
+@part
+@final
 class SequenceValue(Ratio):
     """s_it = sg[s_i] pi(y_t) / sg[pi(y_t)]: the value of the sequence ratio with the gradient of its own token.
 

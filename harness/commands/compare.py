@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from harness.backends.executors.local import LocalExecutor
@@ -57,14 +58,14 @@ def _run(planned: Planned, measured: Mapping[str, Any], options: CompareOptions)
     runs = plan_runs(spec, folder)
     parallel = num_parallel(spec, measured, options.parallel)
     todo = sum(not r.done for r in runs)
-    print(_opening(spec, len(runs), todo, parallel, folder), file=sys.stderr)
-    tracker = _tracker(options)
+    print(opening(spec, len(runs), todo, parallel, folder), file=sys.stderr)
+    tracker = open_tracker(options)
     executor = LocalExecutor(parallel, int(measured.get("num_gpus", 0)), command=["harness", *sys.argv[1:]])
     with LiveView(runs, parallel, quiet=todo == 0) as view:
         outcome = run_study(runs, folder, executor, tracker, view)
     if outcome.interrupted:
-        return _interrupted(executor, options)
-    return _close(outcome, folder, tracker, options, todo)
+        return interrupted(executor)
+    return close_study(outcome, folder, tracker, options)
 
 
 def choices(options: CompareOptions) -> Choices:
@@ -136,7 +137,8 @@ def _seeds(text: str | None) -> tuple[int, ...] | None:
     return found
 
 
-def _tracker(options: CompareOptions) -> Any:
+def open_tracker(options: CompareOptions) -> Any:
+    """MLflow, unless it is switched off."""
     if not options.mlflow:
         return None
     from harness.backends.trackers.mlflow import MlflowTracker
@@ -144,7 +146,8 @@ def _tracker(options: CompareOptions) -> Any:
     return MlflowTracker(os.environ.get("MLFLOW_TRACKING_URI"), options.results)
 
 
-def _opening(spec: StudySpec, runs: int, todo: int, parallel: int, folder: Path) -> str:
+def opening(spec: StudySpec, runs: int, todo: int, parallel: int, folder: Path) -> str:
+    """What is about to run."""
     if not todo:
         return f"{folder}: all {runs} runs are done; writing the report again"
     budget = (
@@ -158,7 +161,8 @@ def _opening(spec: StudySpec, runs: int, todo: int, parallel: int, folder: Path)
     )
 
 
-def _interrupted(executor: LocalExecutor, options: CompareOptions) -> int:
+def interrupted(executor: LocalExecutor) -> int:
+    """Lets running steps end; 130."""
     print(
         "\ninterrupted: waiting for the running steps to end (interrupt again to end them at once) ...",
         file=sys.stderr,
@@ -176,11 +180,18 @@ def curves(uri: str) -> str:
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
 
 
-def _close(outcome: Outcome, folder: Path, tracker: Any, options: CompareOptions, todo: int) -> int:
+def close_study(
+    outcome: Outcome,
+    folder: Path,
+    tracker: Any,
+    options: CompareOptions,
+    more: Mapping[str, Path] = MappingProxyType({}),
+) -> int:
+    """Report, mirror, table, what failed; the exit code. `more`: further reports of the study."""
     from harness.report.terminal import terminal_table
     from harness.report.write import write_report
 
-    paths = write_report(folder)
+    paths = {**write_report(folder), **more}
     if tracker is not None:
         tracker.mirror(folder)
         tracker.close()
@@ -197,7 +208,11 @@ def _close(outcome: Outcome, folder: Path, tracker: Any, options: CompareOptions
             "\n".join(
                 [
                     f"study   {folder}",
-                    *(f"{kind:7} {path}" for kind, path in paths.items() if kind in ("html", "md", "json")),
+                    *(
+                        f"{kind:7} {path}"
+                        for kind, path in paths.items()
+                        if kind in ("html", "md", "json") or kind in more
+                    ),
                 ]
             )
         )

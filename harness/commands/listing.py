@@ -32,6 +32,7 @@ def run_list(what: str, results: Path, as_json: bool) -> int:
         "models": _models,
         "metrics": _metrics,
         "presets": _presets,
+        "ablations": _ablations,
         "studies": lambda: _studies(results),
     }
     if what not in lists:
@@ -139,6 +140,18 @@ def _presets() -> Rows:
         {"preset": n, **{k: load_preset(n)[k] for k in ("arms", "controls", "rosters", "seeds")}}
         for n in preset_names()
     ]
+
+
+def _ablations() -> Rows:
+    from harness.study.presets import load_preset, preset_names
+
+    rows: Rows = []
+    for name in preset_names("ablations"):
+        design = load_preset(name, "ablations").get("design")
+        if design:
+            factors = [f"{factor} ({', '.join(levels)})" for factor, levels in design["factors"].items()]
+            rows.append({"ablation": name, "design": design["kind"], "of": design["algorithm"], "factors": factors})
+    return rows
 
 
 def _studies(results: Path) -> Rows:

@@ -11,9 +11,12 @@ from harness.backends.trackers.mlflow import MlflowTracker
 from harness.commands.compare import curves
 from harness.commands.recover import show_recovery
 from harness.commands.verdict import refused
+from harness.core.ablation import ABLATION
 from harness.core.errors import UsageError
 from harness.core.recovery import RECOVERY
 from harness.core.results import read_study_spec
+from harness.core.search import FINAL, SEARCH
+from harness.report.ablation_page import write_ablation_report
 from harness.report.terminal import terminal_table
 from harness.report.write import write_report
 
@@ -25,7 +28,14 @@ def run_report(study: Path, out: Path | None, as_json: bool) -> int:
             raise UsageError(f"--out {out}", "a recovery study is reported in its own folder", "no --out")
         show_recovery(study, as_json=as_json)
         return 0
+    if (study / SEARCH).exists():
+        raise UsageError(
+            f"{study}", "a search is a folder of studies, and its own report is written from its trials",
+            f"{study / FINAL} or the folder of an algorithm in it, or the harness tune command again",
+        )  # fmt: skip
     paths = write_report(study, out)
+    if (study / ABLATION).exists():
+        paths |= write_ablation_report(study)
     data = json.loads(paths["json"].read_text(encoding="utf-8"))
     if as_json:
         print(json.dumps({kind: str(path) for kind, path in paths.items()}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from harness.core.algorithm import Algorithm
     from harness.core.parts import Part
     from harness.core.ports import Task
+    from harness.core.search import Dimension
 
 P = TypeVar("P", bound="type[Part]")
 
 _PARTS: dict[str, dict[str, type[Part]]] = {}
 _ALGORITHMS: dict[str, Callable[[], Algorithm]] = {}
+_SPACES: dict[str, tuple[Dimension, ...]] = {}
 _TASKS: dict[str, Callable[..., Task]] = {}
 _loaded = False
 
@@ -28,9 +30,10 @@ def part(cls: P) -> P:
     return cls
 
 
-def register_algorithm(name: str, build: Callable[[], Algorithm]) -> None:
-    """Adds a named preset; `build` returns the record."""
+def register_algorithm(name: str, build: Callable[[], Algorithm], space: Sequence[Dimension] = ()) -> None:
+    """Adds a named preset; `build` returns the record, `space` is what a search varies in it besides the recipe."""
     _ALGORITHMS[name] = build
+    _SPACES[name] = tuple(space)
 
 
 def register_task(name: str, build: Callable[..., Task]) -> None:
@@ -69,6 +72,12 @@ def algorithm(name: str) -> Algorithm:
     if name not in _ALGORITHMS:
         raise UsageError(f"algorithm {name!r}", "no preset of that name", near(name, _ALGORITHMS))
     return _ALGORITHMS[name]()
+
+
+def search_space(name: str) -> tuple[Dimension, ...]:
+    """The dimensions that a named preset has for itself in a search; empty where it ships none."""
+    algorithm(name)
+    return _SPACES[name]
 
 
 def task_names() -> list[str]:

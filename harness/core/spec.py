@@ -12,7 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from harness.core.errors import UsageError, near
 
 Bracket = Literal["outcome", "dense", "control"]
-Roster = Literal["matched", "published"]
+# matched and published are named rosters; stressed and tuned arms have recipe values of their own, as a factor of an
+# ablation or as what a search chose
+Roster = Literal["matched", "published", "stressed", "tuned"]
+OWN_RECIPE: tuple[Roster, ...] = ("stressed", "tuned")
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -227,12 +230,15 @@ class ArmSpec(Spec):
     overrides: dict[str, Any] = Field(default_factory=dict)  # on top of the roster's
     bracket: Bracket = "outcome"
     roster: Roster = "matched"
-    recipe: dict[str, Any] = Field(default_factory=dict)  # recipe values of this arm alone; controls only
+    recipe: dict[str, Any] = Field(default_factory=dict)  # recipe values of this arm alone; see OWN_RECIPE
 
     @model_validator(mode="after")
     def _same_recipe_where_ranked(self) -> ArmSpec:
-        if self.recipe and self.bracket != "control":
-            raise ValueError(f"arm {self.name} is ranked, so it has the study's recipe; only controls have their own")
+        if self.recipe and self.bracket != "control" and self.roster not in OWN_RECIPE:
+            raise ValueError(
+                f"arm {self.name} is ranked, so it has the study's recipe; only controls, and arms of a stressed or "
+                "tuned roster, have their own"
+            )
         return self
 
 

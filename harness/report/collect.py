@@ -3,57 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.core.scores import final_eval, score_of
 from harness.stats.estimate import clustered_mean, finite
 
 if TYPE_CHECKING:
     from harness.core.results import EvalRecord, RunFolder, RunResult
+    from harness.core.scores import Score
 
 COUNTED = ("completed", "collapsed", "no_learning")  # statuses whose score enters every mean
 TAIL = 0.1  # share of the steps that "end of training" means
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """The held-out score of a run at its budget, and where it comes from."""
-
-    value: float | None
-    source: str
-
-
 def status_of(run: RunFolder) -> str:
     """The status of a finished run, or `unfinished`."""
     return run.result.status if run.result is not None else "unfinished"
-
-
-def score_of(run: RunFolder) -> Score:
-    """The final test score; a collapsed run keeps the last evaluation of the collapsed model, or 0 (never its best)."""
-    result = run.result
-    if result is None or result.status == "infra_failed":
-        return Score(value=None, source="no score: the run did not reach its budget")
-    if result.final_score is not None:
-        return Score(value=result.final_score, source="test split at the end of the budget")
-    if result.status == "collapsed":
-        last = _last(run.evals)
-        if last is not None and last.step > 0:
-            return Score(value=last.score, source=f"last evaluation before the end ({last.split}, step {last.step})")
-        return Score(value=0.0, source="no usable evaluation: score of an always-wrong policy")
-    return Score(value=None, source="no final evaluation was recorded")
-
-
-def _last(evals: Iterable[EvalRecord], split: str | None = None) -> EvalRecord | None:
-    kept = [e for e in evals if split is None or e.split == split]
-    return max(kept, key=lambda e: e.step) if kept else None
-
-
-def final_eval(run: RunFolder) -> EvalRecord | None:
-    """The evaluation the final score comes from: the last one on the test split after training began."""
-    last = _last(run.evals, "test")
-    return last if last is not None and last.step > 0 else None
 
 
 def question_scores(run: RunFolder) -> dict[str, float]:

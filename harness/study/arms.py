@@ -142,6 +142,17 @@ def check_arms(
     return tuple(run), tuple(skipped), notes
 
 
+def check_cells(arms: Sequence[ArmSpec], recipe: Recipe, info: TaskInfo) -> list[str]:
+    """Warnings about the cells of a design, each said once. Refuses the design where a cell cannot be run."""
+    said: dict[str, list[str]] = {}
+    for arm in arms:
+        record = resolve_algorithm(arm.algorithm, arm.overrides, recipe)
+        refusals_for(record, info)
+        for warning in warnings_for(record, info):
+            said.setdefault(warning, []).append(arm.name)
+    return [f"{cells[0] if len(cells) == 1 else f'{len(cells)} cells'}: {w}" for w, cells in said.items()]
+
+
 def _in_its_bracket(arm: ArmSpec, record: Algorithm) -> tuple[ArmSpec, list[str]]:
     """The arm in the bracket of what it reads: an override may have given it process rewards, or taken them away."""
     reads: Bracket = "dense" if "credit" in record.needs else "outcome"

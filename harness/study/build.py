@@ -10,6 +10,7 @@ import yaml
 
 from algorithms.checks import refusals_along
 from harness import NUMERICS_VERSION
+from harness.core.ablation import Ablation
 from harness.core.algorithm import leaves
 from harness.core.errors import UsageError, near
 from harness.core.ports import Task
@@ -26,18 +27,20 @@ from harness.core.spec import (
     MonitorSpec,
     Recipe,
     RunSpec,
+    SkippedArm,
     StudySpec,
     TaskSpec,
     parse,
     stable_hash,
 )
-from harness.study.arms import apply_changes, build_arm, check_arms
-from harness.study.presets import load_preset, merge
+from harness.study.arms import apply_changes, build_arm, check_arms, check_cells
+from harness.study.designs import build_cells, parse_design, refuse_twins, with_design
+from harness.study.presets import Kind, load_preset, merge
 
 SECTIONS = ("recipe", "eval", "task", "model", "backend", "budget", "checkpoints", "monitor")
 KEYS = (
     "task", "model", "rosters", "arms", "controls", "seeds", "budget", "eval", "recipe", "backend", "overrides",
-    "delta", "monitor", "start", "schedule", "name", "reference_arm", "checkpoints",
+    "delta", "monitor", "start", "schedule", "name", "reference_arm", "checkpoints", "design",
 )  # fmt: skip
 
 NEEDED = ("task", "model", "rosters", "arms", "seeds", "budget")
@@ -51,6 +54,7 @@ class Planned:
     task: Task
     warnings: list[str]
     recipe_notes: list[str]  # what the recipe changes in the algorithms
+    ablation: Ablation | None = None  # the design, where the arms are its cells
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,8 @@ class Choices:
     """What the command line adds to a preset; None leaves the preset's value."""
 
     preset: str
+    kind: Kind = "studies"  # where a preset's name is looked up
+    design: Mapping[str, Any] = field(default_factory=dict)  # on top of an ablation's
     task: Mapping[str, Any] = field(default_factory=dict)
     model: str | None = None
     arms: tuple[str, ...] | None = None
@@ -88,11 +94,17 @@ def build(
     held_out = merge(held_out_of(model.name), data.get("eval", {}))
     task = build_task(task_spec.name, task_spec.params)
     task_spec = task_spec.model_copy(update={"data_sha256": task.info.data_sha256})
-    arms = _arms(data)
-    arms = apply_changes(arms, {**data.get("overrides", {}), **arm_changes}, recipe)
-    arms, skipped, notes = check_arms(
-        arms, recipe, task.info, run_equivalent=choices.run_equivalent, named=choices.arms is not None
-    )
+    changes = {**data.get("overrides", {}), **arm_changes}
+    ablation: Ablation | None = None
+    skipped: tuple[SkippedArm, ...] = ()
+    if "design" in data:
+        arms, ablation = _cells(data, changes, recipe)
+        notes = check_cells(arms, recipe, task.info)
+    else:
+        arms, skipped, notes = check_arms(
+            apply_changes(_arms(data), changes, recipe), recipe, task.info,
+            run_equivalent=choices.run_equivalent, named=choices.arms is not None,
+        )  # fmt: skip
     reference = data.get("reference_arm", "GRPO")
     given: dict[str, Any] = {
         "name": "",
@@ -125,20 +137,24 @@ def build(
     spec = spec.model_copy(update={"name": name})
     spec = spec.model_copy(update={"backend": backend_of(spec)})
     used = [f"{path} = {value}" for path, value in recipe.overrides.items()]
-    return Planned(spec=spec, task=task, warnings=list(dict.fromkeys(notes)), recipe_notes=used)
+    return Planned(spec=spec, task=task, warnings=list(dict.fromkeys(notes)), recipe_notes=used, ablation=ablation)
 
 
 def _settings(choices: Choices) -> tuple[dict[str, Any], dict[str, Any]]:
     """The preset with the user's choices, of the right shape, and the changes that belong to the arms."""
-    data = load_preset(choices.preset)
+    data = load_preset(choices.preset, choices.kind)
     unknown = [k for k in data if k not in KEYS]
     if unknown:
         raise UsageError(f"{choices.preset}: unknown key {unknown[0]}", "no such setting", near(unknown[0], KEYS))
     data, arm_changes = with_choices(data, choices)
-    for key in NEEDED:
+    listed = ("rosters", "seeds") if choices.kind == "ablations" else ("rosters", "arms", "seeds")
+    needed = (*(k for k in NEEDED if k != "arms"), "design") if choices.kind == "ablations" else NEEDED
+    if choices.kind == "studies" and "design" in data:
+        raise UsageError(f"{choices.preset}: design", "it says which cells of an ablation are run", "harness ablate")
+    for key in needed:
         if key not in data:
             raise UsageError(f"{choices.preset}: no {key}", "a study cannot do without", "add it, or `extends: quick`")
-    for key in ("rosters", "arms", "seeds"):
+    for key in listed:
         if not isinstance(data[key], (list, tuple)):
             raise UsageError(f"{choices.preset}: {key}: {data[key]!r}", "it is a list", f"{key}: [{data[key]}]")
     return data, arm_changes
@@ -158,6 +174,18 @@ def _arms(data: Mapping[str, Any]) -> tuple[ArmSpec, ...]:
     arms = [build_arm(a, roster, several_rosters=several) for roster in rosters for a in data["arms"]]
     arms += [build_arm(c, rosters[0], several_rosters=False) for c in data.get("controls") or ()]
     return tuple(arms)
+
+
+def _cells(data: Mapping[str, Any], changes: Mapping[str, Any], recipe: Recipe) -> tuple[tuple[ArmSpec, ...], Ablation]:
+    """The cells of a design, and the controls beside them."""
+    if len(data["rosters"]) != 1:
+        raise UsageError(f"rosters {data['rosters']}", "the cells of a design have one", "--roster matched")
+    roster = data["rosters"][0]
+    cells, ablation = build_cells(parse_design(data["design"], roster, recipe), roster, recipe)
+    controls = tuple(build_arm(c, roster, several_rosters=False) for c in data.get("controls") or ())
+    arms = apply_changes((*cells, *controls), changes, recipe)
+    refuse_twins(arms, recipe)
+    return arms, ablation
 
 
 def _held_out(wanted: Mapping[str, Any], task: Task) -> dict[str, Any]:
@@ -188,6 +216,8 @@ def with_choices(data: dict[str, Any], choices: Choices) -> tuple[dict[str, Any]
     ):
         if value is not None:
             result[key] = value
+    if choices.design:
+        result["design"] = with_design(result.get("design", {}), choices.design)
     if choices.backend:
         result["backend"] = merge(result.get("backend", {}), choices.backend)
     changes: dict[str, Any] = {}

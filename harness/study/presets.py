@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -14,20 +14,23 @@ from harness.core.errors import UsageError, near
 Data = dict[str, Any]
 
 
-def preset_names() -> list[str]:
-    """Bundled studies."""
-    return sorted(f.name.removesuffix(".yaml") for f in _folder().iterdir() if f.name.endswith(".yaml"))
+Kind = Literal["studies", "ablations"]
 
 
-def load_preset(name: str) -> Data:
+def preset_names(kind: Kind = "studies") -> list[str]:
+    """Bundled studies, or bundled ablations."""
+    return sorted(f.name.removesuffix(".yaml") for f in _folder(kind).iterdir() if f.name.endswith(".yaml"))
+
+
+def load_preset(name: str, kind: Kind = "studies") -> Data:
     """A bundled study by name, or a YAML file by path; `extends` is resolved, later keys win."""
-    return _load(name, ())
+    return _load(name, kind, ())
 
 
-def _load(name: str, seen: tuple[str, ...]) -> Data:
+def _load(name: str, kind: Kind, seen: tuple[str, ...]) -> Data:
     if name in seen:
         raise UsageError(f"extends: {' -> '.join((*seen, name))}", "the files extend one another", "break the circle")
-    text = _read(name)
+    text = _read(name, kind)
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -35,18 +38,19 @@ def _load(name: str, seen: tuple[str, ...]) -> Data:
     if not isinstance(data, dict):
         raise UsageError(f"{name}: not a mapping", "a study is a mapping of settings", "start from `extends: quick`")
     base = data.pop("extends", None)
-    return merge(_load(str(base), (*seen, name)), data) if base else data
+    return merge(_load(str(base), kind, (*seen, name)), data) if base else data
 
 
-def _read(name: str) -> str:
+def _read(name: str, kind: Kind) -> str:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise UsageError(f"study file {name}", "there is no such file", "an existing file, or a preset's name")
         return path.read_text(encoding="utf-8")
-    if name not in preset_names():
-        raise UsageError(f"preset {name!r}", "there is no such preset", near(name, [*preset_names(), "<file>.yaml"]))
-    return str((_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
+    known = preset_names(kind)
+    if name not in known:
+        raise UsageError(f"preset {name!r}", "there is no such preset", near(name, [*known, "<file>.yaml"]))
+    return str((_folder(kind) / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Data:
@@ -58,5 +62,5 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Data:
     return merged
 
 
-def _folder() -> Any:
-    return resources.files("harness.presets") / "studies"
+def _folder(kind: Kind) -> Any:
+    return resources.files("harness.presets") / kind

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from algorithms.arms import ARMS, build_arm, equivalent_to
 from algorithms.parts.advantages import Gae, Group
-from algorithms.parts.ratios import Token
+from algorithms.parts.ratios import Sequence, SequenceProduct, Token
 from algorithms.parts.selection import Random, Shortest, TokenEfficiency
 from harness.core.algorithm import Algorithm, override
 from harness.core.masked import row_mean
@@ -52,6 +52,16 @@ def test_gspo_token_differs_from_gspo_within_a_row() -> None:
     pure = loss_and_gradient(build_arm("gspo"), batch, adv)[1]
     assert not torch.allclose(token, pure)
     same(row_mean(token, batch.mask), row_mean(pure, batch.mask))  # unclipped: the row average of the same signal
+
+
+@few
+@given(batch=ragged)
+def test_the_product_is_gspos_ratio_to_the_power_of_the_length(batch: Batch) -> None:
+    logp, old = batch.logp.clone().requires_grad_(), batch.old_logp
+    product, mean = (part(guard=None)(logp, old, batch.mask) for part in (SequenceProduct, Sequence))
+    same(product, mean ** batch.mask.sum(-1, keepdim=True))
+    one = batch.mask & (batch.mask.cumsum(1) == 1)
+    same(SequenceProduct()(logp, old, one)[one], Token()(logp, old, one)[one])
 
 
 @few

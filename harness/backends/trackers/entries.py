@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.core.ablation import TRIALS, Trials
 from harness.core.metrics import ROW_COLUMNS
 from harness.core.results import COLLAPSED, EvalRecord, EventRecord, RunFolder
 from harness.core.spec import stable_hash
@@ -102,6 +104,16 @@ def run_tags(run: RunFolder) -> dict[str, str]:
         first = min(collapses, key=lambda event: event.onset_step)
         tags |= {"collapse.first_type": first.type, "collapse.first_step": str(first.onset_step)}
     return tags
+
+
+def trial_tags(study: Path, arm: str) -> dict[str, str]:
+    """The Optuna trial behind an arm of an ablation or a search; empty for other studies."""
+    path = study / TRIALS
+    if not path.exists():
+        return {}
+    record = Trials.model_validate_json(path.read_text(encoding="utf-8"))
+    number = record.trials.get(arm)
+    return {} if number is None else {"optuna.study": record.study, "optuna.trial": str(number)}
 
 
 def status(run: RunFolder) -> str:

@@ -149,6 +149,7 @@ class _StudyMirror:
         if key not in self.cursor.arms:
             shared = ("arm", "algorithm", "bracket", "roster")
             tags = {"role": "arm", **{name: str(getattr(run.spec, name)) for name in shared}}
+            tags |= entries.trial_tags(self.path, run.spec.arm)
             self.cursor.arms[key] = made = self._create(run.spec.arm, f"arm:{key}", tags)
             self._params(made, entries.flatten(run.spec.model_dump(mode="json", exclude={"seed"})))
         return self.cursor.arms[key]
