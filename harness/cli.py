@@ -206,8 +206,9 @@ def ablate(
     shared = CompareOptions(
         preset=preset or ("default" if path else "dapo"), task=task, task_params=tuple(task_param or ()),
         prompt=prompt, answer_field=answer_field, reward=reward, system=None, template=None, stop=(), model=model,
-        algorithms=None, controls=controls, roster=roster, seeds=seeds, steps=steps, tokens=tokens, sets=tuple(sets or ()),
-        parallel=parallel, sampler=None, threads=None, dtype=None, device=None, results=results, name=name,
+        algorithms=None, controls=controls, roster=roster, seeds=seeds, steps=steps, tokens=tokens,
+        sets=tuple(sets or ()), parallel=parallel, sampler=None, threads=None, dtype=None, device=None,
+        results=results, name=name,
         run_equivalent=False, mlflow=mlflow, dry_run=dry_run, as_json=as_json,
     )  # fmt: skip
     options = AblateOptions(compare=shared, design=design, path=path, stress=tuple(stress or ()), storage=storage)
@@ -269,9 +270,9 @@ def tune(
     shared = CompareOptions(
         preset=preset, task=task, task_params=tuple(task_param or ()), prompt=prompt, answer_field=answer_field,
         reward=reward, system=None, template=None, stop=(), model=model, algorithms=algorithms, controls="none",
-        roster=roster, seeds=seeds, steps=steps, tokens=tokens, sets=tuple(sets or ()), parallel=parallel, sampler=None, threads=None,
-        dtype=None, device=None, results=results, name=name, run_equivalent=False, mlflow=mlflow, dry_run=dry_run,
-        as_json=as_json,
+        roster=roster, seeds=seeds, steps=steps, tokens=tokens, sets=tuple(sets or ()), parallel=parallel,
+        sampler=None, threads=None, dtype=None, device=None, results=results, name=name, run_equivalent=False,
+        mlflow=mlflow, dry_run=dry_run, as_json=as_json,
     )  # fmt: skip
     options = TuneOptions(
         compare=shared, trials=trials, tuning_seeds=tuning_seeds, top=top, search=search, objectives=objectives,
