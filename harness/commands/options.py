@@ -42,6 +42,7 @@ class CompareOptions:
     mlflow: bool
     dry_run: bool
     as_json: bool
+    two_stage: bool = False
 
 
 def runs_at_once(spec: StudySpec | RunSpec, measured: Mapping[str, Any]) -> int:

@@ -100,6 +100,7 @@ ROOMS = {
             "harness.core.results",
             "harness.core.metrics",
             "harness.core.errors",
+            "harness.core.lock",
             "harness.stats",
             "harness.validity",
         ),
