@@ -72,6 +72,9 @@ def compare(
     ] = None,
     run_equivalent: Annotated[bool, typer.Option(help="Also run arms that equal another by mathematics.")] = False,
     mlflow: Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Mirror to MLflow.")] = True,
+    two_stage: Annotated[
+        bool, typer.Option("--two-stage", help="Declare one `extend` to twice the seeds; both looks at level .0294.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan, the rendered first prompt and the cost.")
     ] = False,
@@ -97,7 +100,7 @@ def compare(
         reward=reward, system=system, template=template, stop=tuple(stop or ()), model=model, algorithms=algorithms,
         controls=controls, roster=roster, seeds=seeds, steps=steps, tokens=tokens, sets=tuple(sets or ()),
         parallel=parallel, sampler=sampler, threads=threads, dtype=dtype, device=device, results=results, name=name,
-        run_equivalent=run_equivalent, mlflow=mlflow, dry_run=dry_run, as_json=as_json,
+        run_equivalent=run_equivalent, mlflow=mlflow, dry_run=dry_run, as_json=as_json, two_stage=two_stage,
     )  # fmt: skip
     raise typer.Exit(run_compare(options))
 
@@ -282,18 +285,72 @@ def tune(
 
 
 @app.command()
+def extend(
+    study: Annotated[Path, typer.Argument(help="A finished study folder, <results>/<study>.")],
+    seeds: Annotated[int, typer.Option(help="Seed pairs to add to every arm.")],
+    parallel: Annotated[int | None, typer.Option(help="Runs at a time.")] = None,
+    mlflow: Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Mirror to MLflow.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Add seeds to a study, under the plan it declared in study.lock; anything else is reported as exploratory.
+
+    Adding seeds until a p value is small is no test. `harness compare --two-stage --seeds 7` declares one extension.
+
+    Example: `harness extend results/quick-tiny-chain-1a2b3c --seeds 7`
+    """
+    from harness.commands.extend import run_extend
+
+    raise typer.Exit(run_extend(study, seeds, parallel=parallel, mlflow=mlflow, as_json=as_json))
+
+
+@app.command()
+def plan(
+    study: Annotated[Path | None, typer.Argument(help="A pilot study; or state --sd and --base.")] = None,
+    gain: Annotated[float, typer.Option(help="Difference in score that should be seen.")] = 0.02,
+    arms: Annotated[int | None, typer.Option(help="Arms compared with the reference; the pilot's by default.")] = None,
+    sd: Annotated[float | None, typer.Option(help="SD over seeds of the paired difference.")] = None,
+    base: Annotated[float | None, typer.Option(help="Pass rate of the base model.")] = None,
+    siblings: Annotated[str, typer.Option(help="Group sizes to look at.")] = "4,8,16,32",
+    tokens: Annotated[int | None, typer.Option(help="Sampled tokens per run.")] = None,
+    speed: Annotated[float | None, typer.Option(help="Sampled tokens per second of one run.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How many seeds, questions and groups a study needs, and what it costs. Exits 2 where it cannot succeed.
+
+    Examples:
+
+    `harness plan results/quick-tiny-chain-1a2b3c --gain 0.03`
+
+    `harness plan --sd 0.03 --gain 0.03 --base 0.2 --arms 5 --tokens 2000000 --speed 900`
+    """
+    from harness.commands.plan import PlanOptions, run_plan
+
+    options = PlanOptions(
+        study=study, gain=gain, arms=arms, sd=sd, base=base, siblings=siblings, tokens=tokens, speed=speed,
+        as_json=as_json,
+    )  # fmt: skip
+    raise typer.Exit(run_plan(options))
+
+
+@app.command()
 def report(
     study: Annotated[Path, typer.Argument(help="A study folder, <results>/<study>.")],
     out: Annotated[Path | None, typer.Option(help="Where to write; <study>/report by default.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Write it again until every run is done.")] = False,
+    every: Annotated[int, typer.Option(help="With --watch: seconds between two versions.", min=5)] = 30,
     as_json: AsJson = False,
 ) -> None:
-    """Write the report of a study again: report.json, .md, .html and tables.
+    """Write the report of a study again: report.json, .md, .html, table.tex, CSVs and figures.
 
-    Example: `harness report results/quick-tiny-chain-1a2b3c`
+    Examples:
+
+    `harness report results/quick-tiny-chain-1a2b3c`
+
+    `harness report results/quick-tiny-chain-1a2b3c --watch`, beside a running study: the page reloads itself
     """
     from harness.commands.report import run_report
 
-    raise typer.Exit(run_report(study, out, as_json))
+    raise typer.Exit(run_report(study, out, as_json, every if watch else None))
 
 
 @app.command()

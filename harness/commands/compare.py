@@ -47,14 +47,15 @@ def run_compare(options: CompareOptions) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     if options.dry_run:
         return show_plan(planned, measured, options)
-    return _run(planned, measured, options)
+    return run_planned(planned, measured, options)
 
 
-def _run(planned: Planned, measured: Mapping[str, Any], options: CompareOptions) -> int:
+def run_planned(planned: Planned, measured: Mapping[str, Any], options: CompareOptions) -> int:
+    """Runs what is not done of a study, reports; the exit code."""
     spec = planned.spec
     if not (options.results / spec.name / STUDY).exists():
         check_prompt(spec, planned.task)
-    folder = prepare_folder(spec, options.results)
+    folder = prepare_folder(spec, options.results, two_stage=options.two_stage)
     runs = plan_runs(spec, folder)
     parallel = num_parallel(spec, measured, options.parallel)
     todo = sum(not r.done for r in runs)

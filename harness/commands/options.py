@@ -43,6 +43,7 @@ class CompareOptions:
     mlflow: bool
     dry_run: bool
     as_json: bool
+    two_stage: bool = False
 
 
 def runs_at_once(spec: StudySpec | RunSpec, measured: Mapping[str, Any]) -> int:

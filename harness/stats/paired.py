@@ -119,17 +119,24 @@ def _quadrature() -> tuple[np.ndarray, np.ndarray]:
     return nodes, weights
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=4096)
+def sd_quadrature(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes of (sample SD / SD) of n normal values and their probabilities, for integrals over the sample SD."""
+    nodes, weights = _quadrature()
+    return np.sqrt(stats.chi2.ppf((nodes + 1) / 2, n - 1) / (n - 1)), weights / 2
+
+
+@lru_cache(maxsize=16_384)
 def _effect(n: int, alpha: float, power: float) -> float:
     """Effect in SD units; the power is integrated over the sample SD (scipy's noncentral t overflows for small n)."""
     critical = float(stats.t.ppf(1 - alpha / 2, n - 1))
-    nodes, weights = _quadrature()
-    spread = critical * np.sqrt(stats.chi2.ppf((nodes + 1) / 2, n - 1) / (n - 1))
+    nodes, weights = sd_quadrature(n)
+    spread = critical * nodes
 
     def shortfall(effect: float) -> float:
         shift = effect * np.sqrt(n)
         reached = stats.norm.sf(spread - shift) + stats.norm.cdf(-spread - shift)
-        return float(weights @ reached / 2) - power
+        return float(weights @ reached) - power
 
     high = (critical + 3.0) / np.sqrt(n)
     while shortfall(high) < 0:
@@ -149,6 +156,11 @@ def pairs_needed(sd: float, effect: float, alpha: float = 0.05, power: float = 0
     return low
 
 
+def bonferroni_t(n: int, family: int, alpha: float = 0.05) -> float:
+    """Critical |t| of intervals that hold for `family` comparisons at once."""
+    return float(stats.t.ppf(1 - alpha / 2 / max(1, family), n - 1))
+
+
 def sd_upper(sd: float, n: int, level: float = 0.8) -> float:
     """One-sided upper bound of an SD estimated from n values, sd sqrt((n-1) / chi2_{1-level}(n-1))."""
     return float(sd * np.sqrt((n - 1) / stats.chi2.ppf(1 - level, n - 1)))
@@ -166,6 +178,30 @@ def max_t_p(scores: np.ndarray, pairs: Sequence[tuple[int, int]], resamples: int
     shuffled = np.take_along_axis(np.broadcast_to(scores, order.shape), order, axis=2)
     largest = _abs_t(shuffled, left, right).max(axis=1)
     return [float((1 + np.sum(largest >= t - 1e-12)) / (1 + resamples)) for t in observed]
+
+
+def flip_max_t(
+    differences: np.ndarray, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[list[float], float]:
+    """Family-adjusted p of paired differences by the max-|t| over joint sign flips, and the critical |t| of `level`.
+
+    `differences` is [seeds, pairs]. A flip exchanges the two labels of every compared pair inside one seed. Each pair
+    keeps its own spread and centre, so the family-wise rate holds whichever of the other arms differ; permuting all
+    labels is valid only while all arms are equal. Exact up to 16 seeds, then Monte Carlo.
+    """
+    n = len(differences)
+    if n <= EXACT_LIMIT:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=n)))[: 2 ** (n - 1)]  # the rest mirrors these
+    else:
+        signs = np.random.default_rng(seed).choice((1.0, -1.0), size=(resamples, n))
+        signs[0] = 1.0  # the observed labels are one of the draws
+    mean = signs @ differences / n
+    spread = np.sqrt(np.clip((differences**2).sum(0) - n * mean**2, 0.0, None) / (n - 1) / n)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.where(np.abs(mean) < 1e-15, 0.0, np.abs(mean) / spread)
+    largest, observed = t.max(axis=1), t[0]
+    p = [float(np.mean(largest >= x * (1 - 1e-9))) for x in observed]
+    return p, float(np.quantile(largest, level, method="higher"))
 
 
 def _abs_t(scores: np.ndarray, left: list[int], right: list[int]) -> np.ndarray:

@@ -103,6 +103,7 @@ ROOMS = {
             "harness.core.scores",
             "harness.core.ablation",
             "harness.core.search",
+            "harness.core.lock",
             "harness.stats",
             "harness.validity",
         ),
