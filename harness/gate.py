@@ -72,6 +72,7 @@ class Gate:
             first.dead_groups(batch, group_relative=relative),
             first.siblings(batch),
             first.readable(batch),
+            first.graded(batch),
         )
         gap = selftest.gap_of(row)
         if gap.tokens:  # rows that were trained on, under the weights that sampled them

@@ -290,6 +290,7 @@ class _Run:
             deviations=deviations(self.spec, algorithm),
             calibration=self.calibration,
             resumes=self.resumes,
+            isolation=facts.task.info.isolation,
             provenance=self.provenance.model_copy(
                 update={
                     "model_sha256": facts.model.sha256,

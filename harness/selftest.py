@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from harness.assemble import Assembly
-from harness.core.ports import Split, Task
+from harness.core.ports import Response, SingleTurnTask, Split, Task
 from harness.core.shapes import Float, Tensor
 from harness.core.types import Done, Grade, Prompt, RolloutBatch, RolloutGroup, Trajectory
 from harness.monitor.mismatch import mismatch_metrics
@@ -20,12 +21,13 @@ from harness.rollout.collate import collate
 from harness.rollout.order import MAIN, train_prompts
 from harness.train.networks import Networks, as_rows, micro_batches, policy_logps
 from harness.validity.first import FirstBatch
-from harness.validity.start import Ends, LogpGap, PromptCheck, Surprise, VerifierCases
+from harness.validity.start import Ends, Golds, LogpGap, PromptCheck, Surprise, VerifierCases
 
 STREAM = 104_729  # opens the self-test's random stream, apart from training and evaluation
 PROMPTS, SAMPLES = 8, 8
 TOKENS = 128  # longest response of the self-test
 ITEMS = 4  # per split, for verifier and prompts
+GOLDS, GOLDS_S = 200, 20.0  # stored answers graded at most, and seconds after which no further item is made
 POSITIVE = 1e-4  # what rounding may add to a log-prob of 0
 NUDGE = 0.05  # of the log-temperature, for a derivative
 
@@ -54,9 +56,46 @@ def verifier_cases(parts: Assembly, items: Sequence[Prompt]) -> VerifierCases:
                         counts[kind] = counts.get(kind, 0) + 1
                 if fault is not None:
                     example = example or f"{text!r} to the prompt {_shown(parts, item)}"
+        stored = golds(parts.task)
     except Exception as error:  # whatever a plug-in's grader raises would end the run later
         return VerifierCases(**counts, error=f"{type(error).__name__}: {error}")
-    return VerifierCases(**counts, example=example)
+    return VerifierCases(**counts, example=example, golds=stored)
+
+
+def golds(task: Task, most: int = GOLDS, seconds: float = GOLDS_S) -> Golds:
+    """Stored answers of items of all splits, each graded for its own item and for one with another answer."""
+    until = time.monotonic() + seconds
+    splits: tuple[Split, ...] = ("train", "validation", "test")
+    sizes = {split: task.info.sizes.get(split) for split in splits}
+    wanted = [
+        (i, split) for split in splits for i in range(most if sizes[split] is None else min(most, sizes[split] or 0))
+    ]
+    pairs: list[tuple[Prompt, str]] = []
+    for i, split in sorted(wanted)[:most]:  # the first items of every split, then the next ones
+        item = task.item(split, i)
+        gold = task.gold(item)
+        if gold is None or time.monotonic() > until:
+            break
+        pairs.append((item, gold))
+    others = [next((g for _, g in pairs[i + 1 :] + pairs[:i] if g != gold), None) for i, (_, gold) in enumerate(pairs)]
+    swapped = [(item, other) for (item, _), other in zip(pairs, others, strict=True) if other is not None]
+    own, other = _verdicts(task, pairs), _verdicts(task, swapped)
+    bad = next((text for (_, text), grade in zip(pairs, own, strict=True) if not grade.correct), None)
+    return Golds(
+        items=len(own),
+        refused=sum(not grade.correct for grade in own),
+        swapped=len(other),
+        accepted=sum(grade.correct for grade in other),
+        self_testable=task.info.self_testable,
+        example=bad,
+    )
+
+
+def _verdicts(task: Task, pairs: Sequence[tuple[Prompt, str]]) -> list[Grade]:
+    if isinstance(task, SingleTurnTask):
+        return task.grade_many([Response(prompt=p, text=text, finish_reason="stop") for p, text in pairs])
+    found = (_graded(task, p, text) for p, text in pairs)
+    return [grade for grade in found if grade is not None]
 
 
 def _fault(parts: Assembly, item: Prompt, text: str, correct: bool, verdict: Grade) -> str | None:
@@ -200,6 +239,7 @@ def first_batch(groups: Sequence[RolloutGroup], *, fresh: bool) -> FirstBatch:
         truncated=_share(t.finish_reason == "length" for t in rows),
         empty=_share(t.finish_reason == "stop" and len(t.response_ids) <= 1 for t in rows),
         unreadable=_share(t.grade.extracted is None for t in rows) if told else 0.0,
+        ungraded=_share(t.grade.failed for t in rows),
         dead=counts.zero_var,
         dead_wrong=counts.zero_var_all0,
         dead_right=counts.zero_var_all1,

@@ -26,6 +26,11 @@ EXTRACTS = tuple(_READERS)
 TAG_INSTRUCTION = "Give your final answer between <answer> and </answer>."
 _OWN = ("extract", "instruction")
 _RESERVED = ("seed", "size")
+# Generators that store no answer, or whose verifier also takes the stored answer of other items (several solutions).
+NOT_SELF_TESTABLE = frozenset(
+    {"boxnet", "game_of_life_halting", "graph_color", "jugs", "n_queens", "propositional_logic", "puzzle24",
+     "rubiks_cube", "rush_hour", "time_intervals"}
+)  # fmt: skip
 _POOL = 2**31 - 1  # candidates of a generator without a fixed size
 _FIXED_POOL = 10_000  # candidates of a generator that builds its items beforehand
 _PROBES = 16  # items looked at to choose `extract`
@@ -55,6 +60,7 @@ class ReasoningGymTask(SingleTurnTask):
             reward_range=(0.0, 1.0),
             threshold=1.0,
             graded=extract != "last_number",
+            self_testable=generator not in NOT_SELF_TESTABLE,
             sizes={"train": None, "validation": None, "test": None},
             description=f"reasoning-gym generator {generator}, answer read by {extract}",
         )
@@ -74,16 +80,18 @@ class ReasoningGymTask(SingleTurnTask):
             "parameters that allow more different questions",
         )
 
-    def gold(self, prompt: Prompt) -> str:
-        """A response that is graded correct."""
+    def gold(self, prompt: Prompt) -> str | None:
+        """A response that is graded correct; None where the generator stores none."""
+        if prompt.answer["answer"] is None:
+            return None
         answer = str(prompt.answer["answer"])
         return f"<answer>{answer}</answer>" if self.extract == "tags" else answer
 
     def self_test_cases(self, prompt: Prompt) -> Sequence[tuple[str, bool]]:
         """The generator's own answer is right, where it has one; words beside the point and nothing are wrong."""
-        known = prompt.answer["answer"] is not None
+        gold = self.gold(prompt)
         beside = "<answer>no answer</answer>" if self.extract == "tags" else "no answer"
-        return [*([(self.gold(prompt), True)] if known else []), (beside, False), ("", False)]
+        return [*([(gold, True)] if gold is not None else []), (beside, False), ("", False)]
 
     def grade(self, prompt: Prompt, text: str, finish_reason: FinishReason) -> Grade:
         entry = prompt.answer

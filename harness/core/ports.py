@@ -24,9 +24,11 @@ class TaskInfo:
     credit: bool = False  # grades carry process rewards
     components: tuple[str, ...] = ()  # names of the parts of the reward that grades carry
     single_turn: bool = True
+    self_testable: bool = True  # gold answers are graded right, those of other items wrong; False: known not to be
     sizes: Mapping[Split, int | None] = field(default_factory=dict)  # number of items; None = endless
     description: str = ""
     data_sha256: str | None = None  # of the file the items come from
+    isolation: str | None = None  # what keeps programs that the policy writes from this machine, where a task runs them
 
 
 class Task(ABC):
@@ -46,9 +48,22 @@ class Task(ABC):
     def step(self, state: Any, text: str, finish_reason: FinishReason) -> tuple[Any, Observation | Done]:
         """One turn: new state and the environment's reply, or the grade that ends the episode."""
 
+    def gold(self, prompt: Prompt) -> str | None:
+        """A response that is graded correct; None where the task cannot tell one."""
+        return None
+
     def self_test_cases(self, prompt: Prompt) -> Sequence[tuple[str, bool]]:
         """Responses whose verdict is known, as (text, correct): what the start-up check of the verifier grades."""
         return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """A finished response, to be graded."""
+
+    prompt: Prompt
+    text: str  # special tokens removed
+    finish_reason: FinishReason
 
 
 class SingleTurnTask(Task):
@@ -57,6 +72,10 @@ class SingleTurnTask(Task):
     @abstractmethod
     def grade(self, prompt: Prompt, text: str, finish_reason: FinishReason) -> Grade:
         """The verdict on one response text (special tokens removed)."""
+
+    def grade_many(self, responses: Sequence[Response]) -> list[Grade]:
+        """The verdicts on a rollout's responses, in order; tasks that grade in other processes do it at once."""
+        return [self.grade(r.prompt, r.text, r.finish_reason) for r in responses]
 
     def start(self, prompt: Prompt) -> Prompt:
         return prompt
@@ -126,6 +145,7 @@ class Tracker(Protocol):
 __all__ = [
     "Executor",
     "Message",
+    "Response",
     "RunHandle",
     "RunState",
     "SampleRequest",

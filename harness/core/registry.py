@@ -87,13 +87,22 @@ def task_names() -> list[str]:
 
 
 def build_task(name: str, params: dict[str, Any]) -> Task:
-    """A task from `family`, `family:argument` or the path of a `.jsonl` file."""
+    """A task from `family`, `family:argument` or the path of a `.jsonl` or `.parquet` file.
+
+    The parameter `reward_function`, with those that belong to it, has the user's function grade it.
+    """
     _load()
+    if params.get("reward_function") is not None:
+        rewards = importlib.import_module("tasks.rewarded")
+        given = {key: value for key, value in params.items() if key not in rewards.PARAMS}
+        return rewards.rewarded(build_task(name, given), **{k: v for k, v in params.items() if k in rewards.PARAMS})  # type: ignore[no-any-return]
     family, _, argument = name.partition(":")
-    if name.endswith(".jsonl"):
+    if family not in _TASKS and name.endswith((".jsonl", ".parquet")):
         family, argument = "jsonl", name
     if family not in _TASKS:
         raise UsageError(
-            f"task {name!r}", "no task of that name, and not a .jsonl file", near(family, [*_TASKS, "<file>.jsonl"])
+            f"task {name!r}",
+            "no task of that name, and no .jsonl or .parquet file",
+            near(family, [*_TASKS, "<file>.jsonl"]),
         )
     return _TASKS[family](argument, **params)

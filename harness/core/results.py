@@ -198,6 +198,7 @@ class RunResult(Record):
     deviations: tuple[str, ...]  # "path: preset value -> value"
     calibration: dict[str, float] = Field(default_factory=dict)
     resumes: int = 0  # how often the run was continued
+    isolation: str | None = None  # what kept programs of the policy from this machine, where the task ran them
     provenance: Provenance
 
 

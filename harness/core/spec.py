@@ -19,6 +19,9 @@ OWN_RECIPE: tuple[Roster, ...] = ("stressed", "tuned")
 Dtype = Literal["float32", "bfloat16"]
 
 
+DATA_FILES = ("test_file", "reward_function")  # task parameters that name a file, whose content is in `data_sha256`
+
+
 class Spec(BaseModel):
     """Base: frozen, no unknown keys."""
 
@@ -281,7 +284,8 @@ def _without_paths(data: dict[str, Any]) -> dict[str, Any]:
         engine["server"] = "server"
     task, start = data["task"], data["start"]
     if task["data_sha256"] is not None:
-        task = {**task, "name": task["name"].rsplit("/", 1)[-1]}
+        files = {key: task["params"][key].rsplit("/", 1)[-1] for key in DATA_FILES if key in task["params"]}
+        task = {**task, "name": task["name"].rsplit("/", 1)[-1], "params": {**task["params"], **files}}
     if start is not None:
         start = {**start, "run": start["run"].rstrip("/").rsplit("/", 1)[-1]}
     return {**data, "backend": {**data["backend"], "engine": engine}, "task": task, "start": start}

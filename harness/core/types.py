@@ -64,6 +64,7 @@ class Grade:
     components: Mapping[str, float] = field(default_factory=dict)  # named parts of the reward
     extracted: str | None = None  # the answer that was read out of the response
     why: str = ""  # one phrase: right, wrong, no answer, cut off, ...
+    failed: bool = False  # no verdict could be had (time limit, exception, unreadable gold); `why` says which
     credit: tuple[Credit, ...] = ()  # dense credit, where the task has it
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 from statistics import fmean
 
 from harness.core.ports import Split
@@ -33,7 +34,7 @@ def evaluate(
         task=task,
         samples=num_samples,
         score=fmean(q.correct / q.n for q in questions),
-        reward_mean=fmean(t.grade.score for t in rows),
+        reward_mean=fmean(finite) if (finite := [s for t in rows if isfinite(s := t.grade.score)]) else 0.0,
         length_mean=fmean(len(t.response_ids) for t in rows),
         truncated=fmean(t.finish_reason == "length" for t in rows),
         questions=questions,

@@ -51,7 +51,7 @@ def rollout_metrics(
     if old_logp is not None and old_logp is not batch.behaviour_logp:
         found |= mismatch_metrics([(old_logp, batch.behaviour_logp, fresh)])
     for name, component in batch.components.items():
-        found[f"reward/component/{name}"] = component.double().mean() if component.numel() else None
+        found[f"reward/component/{name}"] = component.double().nanmean() if component.numel() else None
     return numbers(found)
 
 

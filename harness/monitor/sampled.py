@@ -94,6 +94,7 @@ class Rows:
     correct: Bool[Tensor, "R"]
     truncated: Bool[Tensor, "R"]
     unreadable: int | None  # rows from which no answer was read; None where that is unknown
+    ungraded: int | None  # rows whose grading failed; None where that is unknown
 
 
 def all_rows(batch: RolloutBatch, sampled: SampledCounts) -> Rows:
@@ -112,6 +113,7 @@ def all_rows(batch: RolloutBatch, sampled: SampledCounts) -> Rows:
         correct=batch.correct[new],
         truncated=batch.truncated[new],
         unreadable=sum(t.grade.extracted is None for t in (*mine, *late)) if known else None,
+        ungraded=sum(t.grade.failed for t in (*mine, *late)) if known else None,
     )
     return _extend(rows, sampled.discarded, batch.num_groups - carried) if late else rows
 
@@ -140,4 +142,5 @@ def _extend(rows: Rows, discarded: Sequence[RolloutGroup], num_groups: int) -> R
         correct=joined_row(rows.correct, [t.grade.correct for t in late]),
         truncated=joined_row(rows.truncated, [t.finish_reason == "length" for t in late]),
         unreadable=rows.unreadable,
+        ungraded=rows.ungraded,
     )

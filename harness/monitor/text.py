@@ -40,6 +40,8 @@ def text_metrics(rows: Rows) -> dict[str, Value]:
     found["text/distinct_in_group"] = distinct_share(ids, rows.group.cpu().numpy())
     if rows.unreadable is not None:
         found["text/nonvalid_rate"] = rows.unreadable / len(lengths)
+    if rows.ungraded is not None:
+        found["reward/failed_rate"] = rows.ungraded / len(lengths)
     return found
 
 

@@ -1,6 +1,6 @@
 """Study folder -> report data. Every renderer reads the result of `build_report` and nothing else.
 
-Layout (schema_version 1); an *estimate* is {value, low, high, n, level, estimator, note, runs}:
+Layout (schema_version 2); an *estimate* is {value, low, high, n, level, estimator, note, runs}:
 
     study       name, task, model, parameters, budget, seeds, delta, reference arm, toy flag
     answer      headline, details, status, uncontrolled
@@ -10,13 +10,17 @@ Layout (schema_version 1); an *estimate* is {value, low, high, n, level, estimat
     all_pairs   the same inside each group (exploratory); ranks: bootstrap rank distributions
     base        score before training, one value per seed pair
     thresholds  share -> arm -> tokens and steps needed, with censoring
+    declaration what study.lock declared, level of the tests, deviations (exploratory where there are any)
+    use_when    condition -> arms not distinguishable from the best under it
+    profiles    share of runs above a score; axes: order of the arms on each budget axis, and flips
     curves      held-out score per run and arm; panels: stability metrics per run
     components  slots x arms; differences: dotted paths; identical: arms with equal resolved algorithms;
                 skipped: arms left out, with the reason
     validity    may anything be ranked: level and reason, findings, checks passed, noise floor, pairing
     setup       fairness contract: what must be the same, and whether it was
     noise       seed SD, evaluation SE, spread within and between cold starts
-    samples     first prompts with a response per arm; runs: every run; events; tally; caveats; provenance; glossary
+    samples     first prompts with a response per arm; runs: every run with its events;
+                evals: every evaluation; tally; caveats; provenance; glossary
 """
 
 from __future__ import annotations
@@ -27,10 +31,13 @@ from typing import TYPE_CHECKING, Any
 from harness.core.metrics import BY_KEY
 from harness.report import text, verdict
 from harness.report.answer import answer, caveats
-from harness.report.collect import question_scores, run_facts
+from harness.report.collect import evaluations, question_scores, run_facts
 from harness.report.components import differences, identical, matrix, resolved, shared_setup
-from harness.report.curves import PANELS, learning_curves, panels, pick_split
+from harness.report.curves import PANELS, axis_rankings, learning_curves, panels, pick_split
+from harness.report.declaration import declaration
+from harness.report.evidence import arm_evidence, pair_evidence, profiles, use_when
 from harness.report.provenance import provenance
+from harness.report.rules import check_rules
 from harness.report.samples import samples
 from harness.report.style import assign
 from harness.report.validity import validity
@@ -38,7 +45,7 @@ from harness.report.validity import validity
 if TYPE_CHECKING:
     from harness.core.results import StudyFolder
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STATUSES = ("completed", "collapsed", "no_learning", "infra_failed", "unfinished")
 ALSO = ("kl_ref/k3", "update/rel", "budget/sampled_tokens")  # glossary entries beyond the panels
 
@@ -56,8 +63,16 @@ def build_report(study: StudyFolder) -> dict[str, Any]:
     split = pick_split(study.runs)
     counted = {f["id"] for runs in facts.values() for f in runs if f["counted"]}
     curves = learning_curves(by_arm, split, counted)
+    declared = declaration(study)
     report: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "kind": "study report", "study": _study(study, facts)}
-    report |= _judged(study, arms, facts, questions)
+    report |= _judged(study, arms, facts, questions, declared)
+    delta, lines = study.spec.delta, {a: [ln for ln in c["runs"] if ln["counted"]] for a, c in curves.items()}
+    report["arms"] = [arm_evidence(a, facts[a["name"]], lines[a["name"]]) for a in report["arms"]]
+    report["comparisons"] = [pair_evidence(c, facts, curves, delta) for c in report["comparisons"]]
+    main: list[str] = next((g["arms"] for g in report["groups"] if g["ranked"] and len(g["arms"]) > 1), [])
+    compared = main if report["comparisons"] else []
+    report |= {"declaration": declared, "profiles": profiles(facts, [a["name"] for a in arms]),
+               "axes": axis_rankings(curves, compared), "use_when": use_when(report)}  # fmt: skip
     algorithms = resolved(by_arm)
     own_recipe = {arm.name for arm in study.spec.arms if arm.recipe}
     report |= {
@@ -72,36 +87,38 @@ def build_report(study: StudyFolder) -> dict[str, Any]:
         "noise": verdict.noise(facts),
         "samples": samples(by_arm),
         "runs": [f for runs in facts.values() for f in runs],
+        "evals": evaluations(study.runs),
         "missing": [{"arm": arm, "seed": seed} for arm, seed in study.missing],
         "unlisted": list(study.unlisted),
         "tally": _tally(study, facts),
         "provenance": provenance(study),
         "glossary": _glossary(),
     }
-    check_tally(report["tally"])
     report["caveats"] = caveats(report)
     report["answer"] = answer(report)
+    check_rules(report)
     return report
 
 
 def _judged(
     study: StudyFolder, arms: list[dict[str, Any]], facts: Mapping[str, Sequence[dict[str, Any]]],
-    questions: Mapping[str, Mapping[str, float]],
+    questions: Mapping[str, Mapping[str, float]], declared: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    delta = study.spec.delta
+    delta, alpha = study.spec.delta, declared["alpha"]
     listed = verdict.groups(arms, study.spec.reference_arm)
     judged = validity(study, facts, listed)
     if judged["reason"] is not None:  # listed, in the order of the study, and nothing more
         unranked = [{**g, "ranked": False, "best_set": []} for g in listed]
         nothing: dict[str, Any] = {"comparisons": [], "all_pairs": [], "ranks": []}
         return {"validity": judged, "groups": unranked, "arms": arms, "base": verdict.base(facts), **nothing}
-    pairs = verdict.all_pairs(listed, facts, questions, delta)
+    pairs = verdict.all_pairs(listed, facts, questions, delta, alpha)
+    primary = verdict.compare(listed, facts, questions, delta, alpha)
     verdict.best_sets(listed, {a["name"]: a for a in arms}, pairs)
     return {
         "validity": judged,
         "groups": listed,
         "arms": arms,
-        "comparisons": verdict.compare(listed, facts, questions, delta),
+        "comparisons": [{**c, "exploratory": bool(declared["deviations"])} for c in primary],
         "all_pairs": pairs,
         "ranks": verdict.ranks(listed, facts),
         "base": verdict.base(facts),
@@ -164,12 +181,6 @@ def _tally(study: StudyFolder, facts: Mapping[str, Sequence[dict[str, Any]]]) ->
         "wallclock_s": sum(r["wallclock_s"] or 0.0 for r in runs),
         "sampled_tokens": sum(r["sampled_tokens"] for r in runs),
     }  # fmt: skip
-
-
-def check_tally(tally: Mapping[str, Any]) -> None:
-    """Every run is accounted for: started = completed + collapsed + no_learning + infra_failed + unfinished."""
-    assert tally["started"] == sum(tally[s] for s in STATUSES), f"runs are missing from the tally: {tally}"
-    assert tally["planned"] == tally["started"] + tally["missing"], f"planned runs are missing from the tally: {tally}"
 
 
 def _glossary() -> list[dict[str, Any]]:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.core.results import COLLAPSED
 from harness.core.scores import final_eval, score_of
+from harness.stats.curve import dispersion, drawdown
 from harness.stats.estimate import clustered_mean, finite
 
 if TYPE_CHECKING:
@@ -30,14 +32,41 @@ def question_scores(run: RunFolder) -> dict[str, float]:
 
 
 def curve(run: RunFolder, split: str) -> dict[str, list[float]]:
-    """Held-out score over steps and sampled tokens."""
+    """Held-out score over steps, sampled tokens, trained tokens and training time (the last two where recorded)."""
     points = {e.step: e for e in run.evals if e.split == split}
     ordered = [points[step] for step in sorted(points)]
+    at = [float(e.step) for e in ordered]
     return {
-        "step": [float(e.step) for e in ordered],
+        "step": at,
         "sampled_tokens": [float(e.sampled_tokens_cum) for e in ordered],
+        "trained_tokens": _spent(run.steps, "trained_tokens_cum", at),
+        "wallclock_s": _spent(run.steps, "wallclock_s", at),
         "score": [e.score for e in ordered],
     }
+
+
+def _spent(rows: Sequence[dict[str, Any]], key: str, steps: Sequence[float]) -> list[float]:
+    """What a run had spent by these steps; empty where it was not recorded."""
+    known = [(float(row["step"]), v) for row in rows if (v := _number(row.get(key))) is not None]
+    if not known or not steps:
+        return []
+    x, y = zip((0.0, 0.0), *known, strict=True)
+    return [float(v) for v in np.interp(steps, x, y)]
+
+
+def evaluations(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
+    """Every held-out evaluation of every run, with its question-clustered standard error."""
+    return [
+        {
+            "run": r.path.name, "arm": r.spec.arm, "seed": r.spec.seed, "step": e.step,
+            "sampled_tokens": e.sampled_tokens_cum, "split": e.split, "task": e.task, "samples": e.samples,
+            "questions": len(e.questions), "score": e.score,
+            "se": clustered_mean([q.correct for q in e.questions], [q.n for q in e.questions])[1]
+            if any(q.n for q in e.questions) else None,
+            "reward_mean": e.reward_mean, "length_mean": e.length_mean, "truncated": e.truncated,
+        }
+        for r in runs for e in r.evals
+    ]  # fmt: skip
 
 
 def values(steps: Sequence[dict[str, Any]], key: str) -> list[float | None]:
@@ -123,16 +152,51 @@ def run_facts(run: RunFolder) -> dict[str, Any]:
         "clip_tok_any": whole_mean(values(run.steps, "clip/tok_any/last")),
         "explained_var": tail_mean(values(run.steps, "value/explained_var")),
         "updates_per_batch": updates_per_batch(run),
-        "events": [{"type": e.type, "severity": e.severity, "onset_step": e.onset_step} for e in run.events],
+        **_stability(run, state),
         "spec_hash": spec.hash,
         "start_weights": result.provenance.model_sha256 if result else None,
         "deviations": list(result.deviations) if result else [],
     }
 
 
+def _stability(run: RunFolder, state: str) -> dict[str, Any]:
+    """Events, the budget at the first collapse, and how the validation score moved."""
+    evals = sorted((e for e in run.evals if e.split == "validation"), key=lambda e: e.step)
+    return {
+        "events": [
+            {
+                "type": e.type,
+                "severity": e.severity,
+                "onset_step": e.onset_step,
+                "confirm_step": e.confirm_step,
+                "clear_step": e.clear_step,
+                "rule_id": e.rule_id,
+                "rule_version": e.rule_version,
+                "evidence": e.evidence,
+                "peak_value": e.peak_value,
+                "baseline_value": e.baseline_value,
+                "sampled_tokens_at_onset": e.sampled_tokens_at_onset,
+            }
+            for e in run.events
+        ],
+        "collapse_tokens": _collapse_tokens(run, state),
+        "drawdown": drawdown([e.score for e in evals]),
+        "dispersion": dispersion([e.score for e in evals]),
+        "last_evals": float(np.mean([e.score for e in evals[-3:]])) if len(evals) >= 3 else None,
+    }
+
+
 def _base(evals: Iterable[EvalRecord]) -> float | None:
     start = [e for e in evals if e.step == 0 and e.split == "test"]
     return start[0].score if start else None
+
+
+def _collapse_tokens(run: RunFolder, state: str) -> int | None:
+    """Sampled tokens at the onset of a collapsed run's first collapse; at its end where no event says."""
+    if state != "collapsed" or run.result is None:
+        return None
+    known = [e.sampled_tokens_at_onset for e in run.events if e.severity in COLLAPSED]
+    return min((t for t in known if t is not None), default=run.result.sampled_tokens)
 
 
 def _memory(result: RunResult | None) -> float | None:

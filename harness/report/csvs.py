@@ -5,10 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from harness.core.results import StudyFolder
+from typing import Any
 
 RUNS = (
     "id", "arm", "seed", "bracket", "roster", "status", "validity", "counted", "why_not_counted", "score",
@@ -20,8 +17,15 @@ RUNS = (
 )  # fmt: skip
 COMPARISONS = (
     "a", "b", "bracket", "roster", "family_name", "value", "low", "high", "level", "n", "sd", "estimator", "test",
-    "p_adjusted", "family", "p_t", "p_sign_flip", "p_tost", "p_tost_adjusted", "mde", "seeds_needed",
-    "seeds_needed_upper", "eval_noise", "rho", "label", "why", "runs",
+    "p_adjusted", "p_exchange", "alpha", "family", "exploratory", "p_t", "p_sign_flip",
+    "p_tost", "p_tost_adjusted", "mde", "seeds_needed",
+    "seeds_needed_upper", "seeds_needed_tost", "eval_noise", "rho", "p_better", "p_better_low",
+    "p_better_high", "auc", "auc_low", "auc_high", "k_a", "n_a", "k_b", "n_b", "p_barnard", "p_mcnemar",
+    "p_logrank_paired", "label", "why", "runs",
+)  # fmt: skip
+EVENTS = (
+    "run", "arm", "seed", "status", "type", "severity", "onset_step", "confirm_step", "clear_step",
+    "sampled_tokens_at_onset", "evidence", "peak_value", "baseline_value", "rule_id", "rule_version",
 )  # fmt: skip
 EVALS = (
     "run",
@@ -34,6 +38,7 @@ EVALS = (
     "samples",
     "questions",
     "score",
+    "se",
     "reward_mean",
     "length_mean",
     "truncated",
@@ -65,23 +70,30 @@ def runs(report: Mapping[str, Any]) -> str:
 def comparisons(report: Mapping[str, Any]) -> str:
     """comparisons.csv: against the reference, then all pairs."""
     named = [
-        {**c, "family_name": name}
+        {**c, "family_name": name, **_flat(c)}
         for name, key in (("reference", "comparisons"), ("all pairs", "all_pairs"))
         for c in report[key]
     ]
     return _csv(COMPARISONS, named)
 
 
-def evals(study: StudyFolder) -> str:
+def _flat(c: Mapping[str, Any]) -> dict[str, Any]:
+    """P(A > B), difference of areas and collapse tests of a comparison of page one as columns."""
+    test, better, auc = c.get("collapse_test") or {}, c.get("improvement") or {}, c.get("auc") or {}
+    return {
+        "p_better": better.get("value"), "p_better_low": better.get("low"), "p_better_high": better.get("high"),
+        "auc": auc.get("value"), "auc_low": auc.get("low"), "auc_high": auc.get("high"),
+        **{k: test.get(k) for k in ("k_a", "n_a", "k_b", "n_b", "p_barnard", "p_mcnemar", "p_logrank_paired")},
+    }  # fmt: skip
+
+
+def evals(report: Mapping[str, Any]) -> str:
     """evals.csv: one line per held-out evaluation."""
-    rows = (
-        {
-            "run": r.path.name, "arm": r.spec.arm, "seed": r.spec.seed, "step": e.step,
-            "sampled_tokens": e.sampled_tokens_cum,
-            "split": e.split, "task": e.task, "samples": e.samples, "questions": len(e.questions), "score": e.score,
-            "reward_mean": e.reward_mean, "length_mean": e.length_mean, "truncated": e.truncated,
-        }
-        for r in study.runs
-        for e in r.evals
-    )  # fmt: skip
-    return _csv(EVALS, rows)
+    return _csv(EVALS, report["evals"])
+
+
+def events(report: Mapping[str, Any]) -> str:
+    """events.csv: one line per collapse event."""
+    rows = [{"run": r["id"], "arm": r["arm"], "seed": r["seed"], "status": r["status"], **e}
+            for r in report["runs"] for e in r["events"]]  # fmt: skip
+    return _csv(EVENTS, rows)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SMOOTH = 20  # a panel's mean is a running mean over a twentieth of the run
 MAX_POINTS = 200  # per line; longer runs are thinned by taking the mean of neighbouring steps
 LEARNING_POINTS = 25
+AXES = ("sampled_tokens", "step", "trained_tokens", "wallclock_s")  # the first is the primary budget
 
 # key in the metric dictionary, column, title, log axis
 PANELS: tuple[tuple[str, str, str, bool], ...] = (
@@ -60,14 +61,14 @@ def learning_curves(runs: Mapping[str, Sequence[RunFolder]], split: str, counted
         arms[arm] = {
             "runs": lines,
             "mean": {axis: _band([(ln[axis], ln["score"]) for ln in averaged], points=LEARNING_POINTS)
-                     for axis in ("step", "sampled_tokens")},
+                     for axis in AXES},
         }  # fmt: skip
     return arms
 
 
 def _band(lines: Sequence[tuple[Sequence[float], Sequence[float]]], points: int) -> dict[str, Any]:
     """Mean and 95 % t band of piecewise linear curves on a common grid up to the shortest of them."""
-    lines = [(x, y) for x, y in lines if len(x)]
+    lines = [(x, y) for x, y in lines if len(x)]  # a budget that was not recorded has no points
     if not lines:
         return {"x": [], "mean": [], "low": [], "high": [], "n": 0}
     start, end = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
@@ -82,6 +83,29 @@ def _band(lines: Sequence[tuple[Sequence[float], Sequence[float]]], points: int)
         "high": [round6(e.high) for e in found],
         "n": len(lines),
     }
+
+
+def axis_rankings(curves: Mapping[str, Any], compared: Collection[str]) -> dict[str, Any]:
+    """Axis -> mean scores of the arms at the largest budget that all their runs reached, and flips.
+
+    A flip is a pair of arms whose order differs from that at equal sampled tokens.
+    """
+    found: dict[str, Any] = {}
+    for axis in AXES:
+        means = {a: c["mean"][axis] for a, c in curves.items() if a in compared and c["mean"][axis]["x"]}
+        if len(means) < 2:
+            continue
+        end = min(m["x"][-1] for m in means.values())
+        at = {a: float(np.interp(end, m["x"], m["mean"])) for a, m in means.items()}
+        order = sorted(at, key=lambda a: -at[a])
+        found[axis] = {"budget": end, "order": [{"arm": a, "score": round6(at[a])} for a in order], "flips": []}
+    primary = [row["arm"] for row in found.get(AXES[0], {}).get("order", [])]
+    for ranking in found.values():
+        names = [row["arm"] for row in ranking["order"] if row["arm"] in primary]
+        ranking["flips"] = [
+            [a, b] for i, a in enumerate(names) for b in names[i + 1 :] if primary.index(a) > primary.index(b)
+        ]
+    return found
 
 
 def panels(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:

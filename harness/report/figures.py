@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import is_color_like, to_hex
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
@@ -19,6 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from harness.report import text
 
 INK, MUTED, LINE, BAND = "#010203", "#010204", "#010205", "#010206"  # stand-ins, replaced by CSS variables
+ON_WHITE = {INK: "#1c2126", MUTED: "#667079", LINE: "#dfe3e7", BAND: "#eef1f4"}
 VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", BAND: "var(--band)"}
 STYLE = {
     "svg.fonttype": "none",
@@ -44,18 +48,64 @@ STYLE = {
     "lines.solid_capstyle": "round",
     "path.simplify": True,
 }
+AXES = {
+    "sampled_tokens": "Sampled tokens (discarded ones included)",
+    "step": "Rollout steps",
+    "trained_tokens": "Trained tokens",
+    "wallclock_s": "Training time, seconds",
+}
 Style = Mapping[str, Mapping[str, str]]
 TOKENS = FuncFormatter(lambda value, _: text.count(value))
 
 
-def svg(name: str, alt: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
-    """Draws a figure and returns it as an inline element; the same input gives the same bytes."""
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=size, layout="none")
-        draw(figure)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _inline(buffer.getvalue(), name, alt)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plot:
+    """A figure that can be drawn inline, as SVG or as PNG."""
+
+    name: str
+    alt: str
+    size: tuple[float, float]
+    draw: Callable[[Figure], None]
+
+
+def svg(plot: Plot) -> str:
+    """The figure as an inline element; the same input gives the same bytes."""
+    with _drawn(plot) as figure:
+        return _inline(_bytes(figure, "svg").decode(), plot.name, plot.alt)
+
+
+def exported(plot: Plot) -> dict[str, bytes]:
+    """The figure as files of their own, `svg` and `png`, in dark ink on white."""
+    with _drawn(plot) as figure:
+        figure.draw_without_rendering()  # makes the tick labels
+        _restyle(figure)
+        return {kind: _bytes(figure, kind, facecolor="white", dpi=160) for kind in ("svg", "png")}
+
+
+@contextmanager
+def _drawn(plot: Plot) -> Iterator[Figure]:
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": plot.name}):
+        figure = Figure(figsize=plot.size, layout="none")
+        plot.draw(figure)
+        yield figure
+
+
+def _bytes(figure: Figure, kind: str, **page: Any) -> bytes:
+    buffer = io.BytesIO()
+    none = ("Date", "Creator", "Format", "Type") if kind == "svg" else ("Software",)
+    figure.savefig(buffer, format=kind, metadata=dict.fromkeys(none), **page)
+    return buffer.getvalue()
+
+
+def _restyle(figure: Figure) -> None:
+    """Real colours instead of the stand-ins for CSS variables."""
+    for artist in figure.findobj():
+        for part in ("color", "facecolor", "edgecolor", "markeredgecolor", "markerfacecolor"):
+            if not (hasattr(artist, f"get_{part}") and hasattr(artist, f"set_{part}")):
+                continue
+            value = getattr(artist, f"get_{part}")()
+            if isinstance(value, str | tuple) and is_color_like(value) and to_hex(value) in ON_WHITE:
+                getattr(artist, f"set_{part}")(ON_WHITE[to_hex(value)])
 
 
 def _inline(source: str, name: str, alt: str) -> str:
@@ -80,10 +130,10 @@ def _short_point(match: re.Match[str]) -> str:
     return f"{float(match[1]):.1f} {float(match[2]):.1f}"
 
 
-def learning(report: Mapping[str, Any], axis: str) -> str:
+def learning(report: Mapping[str, Any], axis: str) -> Plot:
     """Held-out score of all arms: thin seeds, thick mean, names at the right."""
     curves, styles = report["curves"], _styles(report)
-    label = "Rollout steps" if axis == "step" else "Sampled tokens (discarded ones included)"
+    label = AXES[axis]
 
     def draw(figure: Figure) -> None:
         axes = figure.add_axes((0.09, 0.14, 0.66, 0.82))
@@ -98,14 +148,19 @@ def learning(report: Mapping[str, Any], axis: str) -> str:
         _score_axis(axes, curves)
         axes.set_xlabel(label)
         axes.set_xlim(0, _end(curves, axis))
-        if axis == "sampled_tokens":
+        if axis.endswith("tokens"):
             axes.xaxis.set_major_formatter(TOKENS)
-            if curves["budget"]:
-                axes.axvline(curves["budget"], color=MUTED, lw=0.8, ls=(0, (2, 2)), clip_on=False)
+        if axis == "sampled_tokens" and curves["budget"]:
+            axes.axvline(curves["budget"], color=MUTED, lw=0.8, ls=(0, (2, 2)), clip_on=False)
         axes.set_ylabel(f"Score, {curves['split']} split")
         _name_ends(axes, ends)
 
-    return svg(f"learning-{axis}", f"Held-out score over {label.lower()}, one line per arm", (5.7, 3.5), draw)
+    return Plot(
+        name=f"learning-{axis}",
+        alt=f"Held-out score over {label.lower()}, one line per arm",
+        size=(5.7, 3.5),
+        draw=draw,
+    )
 
 
 def _end(curves: Mapping[str, Any], axis: str) -> float:
@@ -174,7 +229,7 @@ def arm_curves(report: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = {a["name"]: a for a in report["arms"]}
     words = {arm: _band_words(rows[arm], curves["arms"][arm]["mean"]["step"]["n"]) for arm in top}
     return [
-        {"arm": arm, "svg": _arm_curve(curves, styles, arm, band=words[arm].startswith("95")), "words": words[arm]}
+        {"arm": arm, "svg": svg(_arm_curve(curves, styles, arm, band=words[arm].startswith("95"))), "words": words[arm]}
         for arm in top
     ]
 
@@ -185,7 +240,7 @@ def _band_words(arm: Mapping[str, Any], n: int) -> str:
     return "95 % band" if arm["score"]["low"] is not None or not arm["n"] else "no band, a run collapsed"
 
 
-def _arm_curve(curves: Mapping[str, Any], styles: Style, arm: str, *, band: bool) -> str:
+def _arm_curve(curves: Mapping[str, Any], styles: Style, arm: str, *, band: bool) -> Plot:
     def draw(figure: Figure) -> None:
         axes = figure.add_axes((0.14, 0.2, 0.83, 0.76))
         for other, data in curves["arms"].items():
@@ -206,10 +261,10 @@ def _arm_curve(curves: Mapping[str, Any], styles: Style, arm: str, *, band: bool
         axes.xaxis.set_major_formatter(TOKENS)
         axes.set_xlabel("Sampled tokens")
 
-    return svg(f"arm-{arm}", f"Held-out score of {arm} with seeds and 95 % band", (3.0, 2.1), draw)
+    return Plot(name=f"arm-{arm}", alt=f"Held-out score of {arm} with seeds and 95 % band", size=(3.0, 2.1), draw=draw)
 
 
-def forest(report: Mapping[str, Any]) -> str | None:
+def forest(report: Mapping[str, Any]) -> Plot | None:
     """Differences from the reference with intervals; the equivalence band is shaded."""
     rows = [c for c in report["comparisons"] if c["value"] is not None]
     if not rows:
@@ -236,7 +291,12 @@ def forest(report: Mapping[str, Any]) -> str | None:
         axes.set_xlabel(f"Difference in score from {_short(report['study']['reference'], 24)} (95 % interval)")
         _zero_inside(axes, delta)
 
-    return svg("forest", "Differences in score from the reference arm, with 95 % intervals", (7.2, height), draw)
+    return Plot(
+        name="forest",
+        alt="Differences in score from the reference arm, with 95 % intervals",
+        size=(7.2, height),
+        draw=draw,
+    )
 
 
 def _row_name(c: Mapping[str, Any], reference: str) -> str:
@@ -261,7 +321,7 @@ def panel_figures(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             **p,
             "zero": bool(p["arms"]) and not any(_values(p)),
-            "svg": _panel(p, styles, onsets) if any(_values(p)) else None,
+            "svg": svg(_panel(p, styles, onsets)) if any(_values(p)) else None,
         }
         for p in report["panels"]
     ]
@@ -271,7 +331,7 @@ def _values(panel: Mapping[str, Any]) -> list[float]:
     return [v for lines in panel["arms"].values() for line in lines for v in line["y"] if v is not None]
 
 
-def _panel(panel: Mapping[str, Any], styles: Style, onsets: Mapping[str, Sequence[int]]) -> str:
+def _panel(panel: Mapping[str, Any], styles: Style, onsets: Mapping[str, Sequence[int]]) -> Plot:
     everything = _values(panel)
     log = panel["log"] and any(v > 0 for v in everything)
 
@@ -291,7 +351,7 @@ def _panel(panel: Mapping[str, Any], styles: Style, onsets: Mapping[str, Sequenc
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _panel_scale(axes, panel, everything, log)
 
-    return svg(f"panel-{panel['key']}", f"{panel['title']} over rollout steps", (3.4, 2.2), draw)
+    return Plot(name=f"panel-{panel['key']}", alt=f"{panel['title']} over rollout steps", size=(3.4, 2.2), draw=draw)
 
 
 def _panel_scale(axes: Axes, panel: Mapping[str, Any], everything: Sequence[float], log: bool) -> None:

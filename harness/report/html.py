@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from harness.report import figures, tables, text
+from harness.report import evidence_tables, figures, tables, text
+from harness.report.declaration import sentence
+from harness.report.plots import evidence_plots
 
+SHORT = {"sampled_tokens": "sampled tokens", "step": "steps", "trained_tokens": "trained tokens",
+         "wallclock_s": "training time"}  # fmt: skip
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -27,31 +33,51 @@ def environment(*, autoescape: bool) -> jinja2.Environment:
 def views(report: Mapping[str, Any]) -> dict[str, Any]:
     """All tables by name."""
     makers = (
-        tables.verdict, tables.efficiency, tables.behaviour, tables.budget, tables.pairs, tables.noise, tables.ranks,
+        tables.verdict, evidence_tables.use_when, evidence_tables.aggregates, evidence_tables.tests,
+        tables.efficiency, tables.behaviour, tables.budget, tables.pairs, tables.noise, tables.ranks,
         tables.runs, tables.ledger, tables.config, tables.setup, tables.validity,
     )  # fmt: skip
     return {maker.__name__: maker(report) for maker in makers}
 
 
-def render(report: Mapping[str, Any]) -> str:
-    """The page."""
+def render(report: Mapping[str, Any], refresh: int | None = None) -> str:
+    """The page; with `refresh` it reloads itself after so many seconds."""
     arms = {a["name"]: a for a in report["arms"]}
     drawn = {
-        "learning": [Markup(figures.learning(report, axis)) for axis in _axes(report)],
+        "axes": [_axis(report, axis) for axis in axes_of(report)],
+        "evidence": [{**p, "svg": Markup(figures.svg(p["plot"]))} for p in evidence_plots(report)],
         "arms": [{**f, "svg": Markup(f["svg"])} for f in figures.arm_curves(report)],
-        "forest": Markup(figures.forest(report) or ""),
+        "forest": Markup(figures.svg(forest)) if (forest := figures.forest(report)) else "",
         "panels": [{**p, "svg": Markup(p["svg"]) if p["svg"] else ""} for p in figures.panel_figures(report)],
         "swatch": {name: Markup(figures.marker(a["style"])) for name, a in arms.items()},
         "strip": {name: Markup(_strip(a, _span(report))) for name, a in arms.items()},
     }  # fmt: skip
     template = environment(autoescape=True).get_template("report.html.j2")
     css = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    return template.render(r=report, tables=views(report), fig=drawn, css=css, arms=arms)
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return template.render(
+        r=report, tables=views(report), fig=drawn, css=css, arms=arms, script=Markup(script), script_sha256=allowed,
+        declared=sentence(report["declaration"]), refresh=refresh,
+    )  # fmt: skip
 
 
-def _axes(report: Mapping[str, Any]) -> tuple[str, ...]:
-    drawn = any(data["runs"] for data in report["curves"]["arms"].values())
-    return ("sampled_tokens", "step") if drawn else ()
+def axes_of(report: Mapping[str, Any]) -> tuple[str, ...]:
+    """Budget axes on which there are learning curves."""
+    lines = [line for data in report["curves"]["arms"].values() for line in data["runs"]]
+    return tuple(axis for axis in figures.AXES if lines and all(line[axis] for line in lines))
+
+
+def _axis(report: Mapping[str, Any], axis: str) -> dict[str, Any]:
+    """A learning figure with the order of the arms at the largest budget they share."""
+    ranking = report["axes"].get(axis, {"order": [], "flips": [], "budget": None})
+    flipped = {name for pair in ranking["flips"] for name in pair}
+    form = text.seconds if axis == "wallclock_s" else text.count
+    return {
+        "key": axis, "name": SHORT[axis], "svg": Markup(figures.svg(figures.learning(report, axis))),
+        "order": [{**row, "flipped": row["arm"] in flipped} for row in ranking["order"]],
+        "budget": form(ranking["budget"]), "flips": ranking["flips"],
+    }  # fmt: skip
 
 
 def _strip(arm: Mapping[str, Any], span: tuple[float, float]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from harness.report.evidence import BOOTSTRAP_SEED
+
 if TYPE_CHECKING:
     from harness.core.results import StudyFolder
 
@@ -40,6 +42,7 @@ def provenance(study: StudyFolder) -> dict[str, Any]:
         "started": min((p.started for p in found), default=None),
         "finished": max(ended, default=None),
         "study_hash": study.spec.hash,
+        "bootstrap_seed": BOOTSTRAP_SEED,
         "backend": study.spec.backend.model_dump(mode="json"),
         "regenerate": f"harness report <results>/{study.path.name}",
     }

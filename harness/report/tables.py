@@ -43,9 +43,10 @@ def _letter(index: int) -> str:
     return f"({'abcdefghijklmnopqrstuvwxyz'[index % 26]})"
 
 
-def _table(
+def make_table(
     columns: Sequence[str], groups: Sequence[tuple[str, Sequence[Sequence[Cell]]]], notes: Sequence[str] = ()
 ) -> Table:
+    """A table of titled groups of rows; groups without rows are left out."""
     return {
         "columns": list(columns),
         "groups": [{"title": t, "rows": rows} for t, rows in groups if rows],
@@ -53,7 +54,8 @@ def _table(
     }
 
 
-def _by_group(report: Mapping[str, Any]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def by_group(report: Mapping[str, Any]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """The groups with their arms."""
     arms = {a["name"]: a for a in report["arms"]}
     return [(g, [arms[n] for n in g["arms"]]) for g in report["groups"]]
 
@@ -75,7 +77,7 @@ def verdict(report: Mapping[str, Any]) -> Table:
     """Score, every seed, gain, difference from the reference with its label, collapses."""
     pairs = {c["a"]: c for c in report["comparisons"]}
     notes, groups = Notes(), []
-    for g, arms in _by_group(report):
+    for g, arms in by_group(report):
         rows = [[
             {**arm_cell(a, full=True), "c": "arm best" if a["name"] in g["best_set"] else "arm"},
             _score(a, notes),
@@ -88,7 +90,7 @@ def verdict(report: Mapping[str, Any]) -> Table:
         title = g["title"] if g["ranked"] else f"{g['title']} (listed, not ranked)"
         groups.append((title, rows))
     columns = ("Arm", "Score [95 %]", "Every seed", "Gain over base", "Difference from reference", "Label", "Collapsed")
-    return _table(columns, groups, notes.listed())
+    return make_table(columns, groups, notes.listed())
 
 
 def _score(arm: Mapping[str, Any], notes: Notes) -> Cell:
@@ -134,7 +136,7 @@ def efficiency(report: Mapping[str, Any]) -> Table:
     shares = report["thresholds"]
     columns = ["Arm", *(f"{t['share']:.0%} of best = {text.score(t['score'])}".replace("%", " %") for t in shares)]
     groups = []
-    for g, arms in _by_group(report):
+    for g, arms in by_group(report):
         rows = []
         for a in arms:
             cells = [arm_cell(a)]
@@ -147,13 +149,13 @@ def efficiency(report: Mapping[str, Any]) -> Table:
                 ))  # fmt: skip
             rows.append(cells)
         groups.append((g["title"], rows))
-    return _table(columns, groups)
+    return make_table(columns, groups)
 
 
 def behaviour(report: Mapping[str, Any]) -> Table:
     """Training reward, signal, length, clipping, entropy, drift, critic."""
     notes, groups = Notes(), []
-    for g, arms in _by_group(report):
+    for g, arms in by_group(report):
         rows = [[
             arm_cell(a),
             notes.value(a["reward_end"], "number"),
@@ -168,7 +170,7 @@ def behaviour(report: Mapping[str, Any]) -> Table:
         groups.append((g["title"], rows))
     columns = ("Arm", "Task reward at end", "Groups without variance", "Response length, tokens", "Truncated",
                "Entropy at end, nats/token", "KL(old), nats/token", "Clipped tokens", "Explained variance")  # fmt: skip
-    return _table(columns, groups, notes.listed())
+    return make_table(columns, groups, notes.listed())
 
 
 STATUS_WORDS = {
@@ -187,7 +189,7 @@ def statuses(arm: Mapping[str, Any]) -> str:
 def budget(report: Mapping[str, Any]) -> Table:
     """What each arm spent, per run."""
     notes, groups = Notes(), []
-    for g, arms in _by_group(report):
+    for g, arms in by_group(report):
         rows = []
         for a in arms:
             sampled, trained = a["sampled_tokens"]["value"], a["trained_tokens"]["value"]
@@ -218,7 +220,7 @@ def budget(report: Mapping[str, Any]) -> Table:
         "Memory above imports",
         "Runs",
     )
-    return _table(columns, groups, notes.listed())
+    return make_table(columns, groups, notes.listed())
 
 
 def pairs(report: Mapping[str, Any]) -> Table:
@@ -245,7 +247,7 @@ def pairs(report: Mapping[str, Any]) -> Table:
         "Seed correlation",
         "n",
     )
-    return _table(columns, groups)
+    return make_table(columns, groups)
 
 
 def noise(report: Mapping[str, Any]) -> Table:
@@ -265,7 +267,7 @@ def noise(report: Mapping[str, Any]) -> Table:
             *(more if several else []), cell(str(n["n"])),
         ])  # fmt: skip
     starts_columns = ("SD within starts", "SD between starts", "Starts") if several else ()
-    return _table(("Arm", "SD over seeds", "Evaluation SE", "SE / SD", *starts_columns, "n"), [("", rows)])
+    return make_table(("Arm", "SD over seeds", "Evaluation SE", "SE / SD", *starts_columns, "n"), [("", rows)])
 
 
 def ranks(report: Mapping[str, Any]) -> list[Table]:
@@ -275,7 +277,7 @@ def ranks(report: Mapping[str, Any]) -> list[Table]:
         columns = ["Arm", "P(best)", *(f"Rank {i + 1}" for i in range(1, len(r["arms"])))]
         rows = [[cell(a["arm"]), *(cell(f"{p:.2f}") for p in a["probability"])] for a in r["arms"]]
         found.append(
-            _table(
+            make_table(
                 columns,
                 [("", rows)],
                 [
@@ -305,7 +307,7 @@ def runs(report: Mapping[str, Any]) -> Table:
               cell("none"), cell("")]
              for m in report["missing"]]  # fmt: skip
     columns = ("Arm", "Seed", "Status", "Validity", "Score", "Base", "Steps", "Sampled", "Time", "Events", "Run")
-    return _table(columns, [("", rows)])
+    return make_table(columns, [("", rows)])
 
 
 def ledger(report: Mapping[str, Any]) -> Table:
@@ -329,7 +331,7 @@ def ledger(report: Mapping[str, Any]) -> Table:
                     cell(text.score(r["score"])),
                 ]
             )
-    return _table(("Arm", "Seed", "Event", "Severity", "Onset step", "Run ended", "Final score"), [("", rows)])
+    return make_table(("Arm", "Seed", "Event", "Severity", "Onset step", "Run ended", "Final score"), [("", rows)])
 
 
 def config(report: Mapping[str, Any]) -> Table:
@@ -338,7 +340,7 @@ def config(report: Mapping[str, Any]) -> Table:
         [cell(d["arm"]), cell(d["path"], css="mono"), cell(d["value"], css="mono"), cell(d["reference"], css="mono")]
         for d in report["differences"]
     ]
-    return _table(("Arm", "Path", "Value", f"In {report['study']['reference']}"), [("", rows)])
+    return make_table(("Arm", "Path", "Value", f"In {report['study']['reference']}"), [("", rows)])
 
 
 def validity(report: Mapping[str, Any]) -> Table:
@@ -353,7 +355,7 @@ def validity(report: Mapping[str, Any]) -> Table:
         ]
         for f in report["validity"]["findings"]
     ]
-    return _table(("Check", "Level", "Arm", "Measured", "What it means, what to do"), [("", rows)])
+    return make_table(("Check", "Level", "Arm", "Measured", "What it means, what to do"), [("", rows)])
 
 
 def setup(report: Mapping[str, Any]) -> Table:
@@ -366,4 +368,4 @@ def setup(report: Mapping[str, Any]) -> Table:
         "same": [n for n, c in checks if c["state"] == "same"],
         "unknown": [n for n, c in checks if c["state"] == "not recorded"],
     }
-    return {**_table(("Differs between runs", "Values"), [("", rows)]), **named}
+    return {**make_table(("Differs between runs", "Values"), [("", rows)]), **named}

@@ -9,7 +9,7 @@ import numpy as np
 
 from harness.report.collect import COUNTED
 from harness.stats.compare import COLLAPSE_T_FROM, Arm, Comparison, compare_family
-from harness.stats.estimate import Estimate, iqm, jeffreys, mean_t, variance_components
+from harness.stats.estimate import Estimate, jeffreys, mean_t, variance_components
 from harness.stats.rank import rank_distribution
 from harness.stats.threshold import first_crossing, median_crossing, restricted_mean
 
@@ -78,8 +78,6 @@ def arm_row(arm: Mapping[str, Any], runs: Sequence[Run], planned: int) -> dict[s
         "seeds": [{"seed": r["seed"], "run": r["id"], "score": r["score"], "status": r["status"]} for r in counted],
         "score": _point(estimate(runs, "score"), collapsed),
         "score_survivors": estimate(survived, "score") if len(survived) < len(counted) else None,
-        "iqm": {"value": iqm([r["score"] for r in counted]), "n": len(counted), "estimator": "interquartile mean",
-                "note": "blind to a quarter of failed runs; read with the collapse count"},
         "gain": _point(estimate(gains, "gain", "no evaluation before training"), collapsed),
         "collapse": {**jeffreys(sum(r["status"] == "collapsed" for r in ended), len(ended)).as_dict(),
                      "k": sum(r["status"] == "collapsed" for r in ended), "runs": [r["id"] for r in ended]},
@@ -128,27 +126,27 @@ def _clip(runs: Sequence[Run]) -> dict[str, Any]:
 
 def compare(
     listed: Sequence[dict[str, Any]], runs: Mapping[str, Sequence[Run]], questions: Mapping[str, Mapping[str, float]],
-    delta: float,
+    delta: float, alpha: float = 0.05,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Every arm against the reference of its group: one family for the whole page."""
     pairs = [
         (name, g["reference"], g) for g in listed for name in g["arms"] if g["reference"] and name != g["reference"]
     ]
     pairs = [p for p in pairs if _scores(runs[p[0]]) and _scores(runs[p[1]])]
-    found = _compare([(a, b) for a, b, _ in pairs], runs, questions, delta)
+    found = _compare([(a, b) for a, b, _ in pairs], runs, questions, delta, alpha)
     return [_plain(c, runs, g) for c, (_, _, g) in zip(found, pairs, strict=True)]
 
 
 def all_pairs(
     listed: Sequence[dict[str, Any]], runs: Mapping[str, Sequence[Run]], questions: Mapping[str, Mapping[str, float]],
-    delta: float,
+    delta: float, alpha: float = 0.05,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """All pairs inside each ranked group; a family per group, exploratory."""
     rows = []
     for g in listed:
         names = [n for n in g["arms"] if _scores(runs[n])] if g["ranked"] else []
         pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-        rows += [_plain(c, runs, g) for c in _compare(pairs, runs, questions, delta)]
+        rows += [{**_plain(c, runs, g), "exploratory": True} for c in _compare(pairs, runs, questions, delta, alpha)]
     return rows
 
 
@@ -158,7 +156,7 @@ def _scores(runs: Sequence[Run]) -> dict[int, float]:
 
 def _compare(
     pairs: Sequence[tuple[str, str]], runs: Mapping[str, Sequence[Run]], questions: Mapping[str, Mapping[str, float]],
-    delta: float,
+    delta: float, alpha: float,
 ) -> list[Comparison]:  # fmt: skip
     arms = {
         name: Arm(name=name, scores=_scores(runs[name]), collapsed=any(r["status"] == "collapsed" for r in runs[name]))
@@ -166,7 +164,7 @@ def _compare(
         for name in pair
     }
     noise = {(a, b): se for a, b in pairs if (se := _eval_se(runs[a], runs[b], questions)) is not None}
-    return compare_family([(arms[a], arms[b]) for a, b in pairs], delta, noise)
+    return compare_family([(arms[a], arms[b]) for a, b in pairs], delta, noise, alpha)
 
 
 def _eval_se(a: Sequence[Run], b: Sequence[Run], questions: Mapping[str, Mapping[str, float]]) -> float | None:
@@ -191,6 +189,8 @@ def _plain(c: Comparison, runs: Mapping[str, Sequence[Run]], group: Mapping[str,
         "a": c.a, "b": c.b, "bracket": group["bracket"], "roster": group["roster"],
         "estimator": "mean paired seed difference a - b, Student-t interval",
         "value": d["value"], "low": d["low"], "high": d["high"], "level": d["level"], "n": d["n"], "sd": d["sd"],
+        "p_exchange": c.p_exchange, "simultaneous": list(c.simultaneous) if c.simultaneous else None,
+        "alpha": c.alpha, "seeds_needed_tost": c.seeds_needed_tost, "exploratory": False,
         "p_t": d["p_t"], "p_sign_flip": d["p_sign_flip"], "p_tost": d["p_tost"], "rho": d["rho"], "note": d["note"],
         "test": c.test, "p_adjusted": c.p_adjusted, "p_tost_adjusted": c.p_tost_adjusted, "family": c.family,
         "mde": c.mde, "seeds_needed": c.seeds_needed, "seeds_needed_upper": c.seeds_needed_upper,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from harness.core.errors import UsageError
-from harness.core.ports import Sampler, SampleRequest, Task
+from harness.core.ports import Response, Sampler, SampleRequest, SingleTurnTask, Task
 from harness.core.randomness import counter
-from harness.core.types import Completion, Done, Prompt, RolloutGroup, Trajectory
+from harness.core.types import Completion, Done, Grade, Prompt, RolloutGroup, Trajectory
 from harness.rollout.codec import Codec, last_token, token_ends
 
 
@@ -42,9 +42,17 @@ class Collector:
         completions = self.sampler.generate(requests, max_new_tokens=self.max_new_tokens, temperature=self.temperature)
         generated = self.clock()
         piece = lru_cache(maxsize=None)(lambda i: self.codec.decode((i,)))
+        responses = [
+            Response(prompt=p, text=self.codec.decode(c.token_ids), finish_reason=c.finish_reason)
+            for p, answers in zip(prompts, completions, strict=True)
+            for c in answers
+        ]
+        texts, grades = iter([r.text for r in responses]), iter(self._grades(responses))
         groups = []
         for prompt, request, answers in zip(prompts, requests, completions, strict=True):
-            rows = tuple(self._grade(prompt, request, j, c, piece) for j, c in enumerate(answers))
+            rows = tuple(
+                self._trajectory(prompt, request, j, c, next(texts), next(grades), piece) for j, c in enumerate(answers)
+            )
             groups.append(RolloutGroup(prompt=prompt, trajectories=rows))
         return Collected(groups=groups, t_gen=generated - start, t_reward=self.clock() - generated)
 
@@ -59,19 +67,33 @@ class Collector:
         name = counter(f"{prompt.id} again {repeat}" if repeat else prompt.id)
         return SampleRequest(prompt_ids=ids, keys=tuple((*key, name, j, 0) for j in range(num_samples)))
 
-    def _grade(
-        self, prompt: Prompt, request: SampleRequest, sample: int, done: Completion, piece: Callable[[int], str]
-    ) -> Trajectory:
-        text = self.codec.decode(done.token_ids)
-        _, reply = self.task.step(self.task.start(prompt), text, done.finish_reason)
+    def _grades(self, responses: Sequence[Response]) -> list[Grade]:
+        if isinstance(self.task, SingleTurnTask):
+            return self.task.grade_many(responses)
+        return [self._played(r) for r in responses]
+
+    def _played(self, response: Response) -> Grade:
+        _, reply = self.task.step(self.task.start(response.prompt), response.text, response.finish_reason)
         if not isinstance(reply, Done):
             raise UsageError(
                 f"task {self.task.info.name}", "it answered a response with another turn", "a single-turn task"
             )
+        return reply.grade
+
+    def _trajectory(
+        self,
+        prompt: Prompt,
+        request: SampleRequest,
+        sample: int,
+        done: Completion,
+        text: str,
+        grade: Grade,
+        piece: Callable[[int], str],
+    ) -> Trajectory:
         credit: tuple[tuple[int, float], ...] = ()
-        if reply.grade.credit:
+        if grade.credit:
             ends = token_ends(done.token_ids, text, piece, self.codec.decode)
-            found = ((last_token(ends, c.span), c.reward) for c in reply.grade.credit)
+            found = ((last_token(ends, c.span), c.reward) for c in grade.credit)
             credit = tuple((end, reward) for end, reward in found if end is not None)
         return Trajectory(
             prompt=prompt,
@@ -84,7 +106,7 @@ class Collector:
             segments=done.segments,
             finish_reason=done.finish_reason,
             text=text,
-            grade=reply.grade,
+            grade=grade,
             credit=credit,
         )
 

@@ -7,7 +7,6 @@ from functools import lru_cache
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats.contingency_tables import StratifiedTable
 
 from harness.stats.estimate import MIN_N, Estimate, finite, jeffreys
 
@@ -53,6 +52,8 @@ def pooled_p(tables: Sequence[tuple[int, int, int, int]]) -> float | None:
 
     None where no task has both a collapse and a survivor.
     """
+    from statsmodels.stats.contingency_tables import StratifiedTable  # loads pandas: seconds, and rarely needed
+
     useful = [
         np.array([[ka, na - ka], [kb, nb - kb]]) for ka, na, kb, nb in tables if na and nb and 0 < ka + kb < na + nb
     ]

@@ -56,6 +56,7 @@ class Comparison:
     seeds_needed_upper: int | None  # at the upper 80 % bound of the SD
     seeds_needed_tost: int | None  # to show equivalence within +-delta if there is no difference
     eval_noise: float | None  # evaluation SE / SD of the paired difference
+    alpha: float  # family-wise level
     label: Label
     why: str
 
@@ -156,7 +157,7 @@ def _label(
         seeds_needed=None if d.sd is None else pairs_needed(d.sd, delta, step),
         seeds_needed_upper=None if d.sd is None else pairs_needed(sd_upper(d.sd, d.n), delta, step),
         seeds_needed_tost=None if d.sd is None else tost_pairs_needed(d.sd, delta),
-        eval_noise=noise, label=label, why=why,
+        eval_noise=noise, alpha=alpha, label=label, why=why,
     )  # fmt: skip
 
 

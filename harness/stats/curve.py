@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize
 
 from harness.stats.estimate import Estimate, finite, mean_t
 
@@ -94,20 +93,21 @@ def fit_sigmoid(compute: Sequence[float], score: Sequence[float | None]) -> Fit 
 
 
 def _solve(c: np.ndarray, s: np.ndarray, start: float) -> tuple[float, float, float]:
-    def residual(p: np.ndarray) -> np.ndarray:
-        return np.asarray(_sigmoid(c, start, p[0], np.exp(p[1]), np.exp(p[2])) - s)
-
-    low = [0.0, np.log(0.2), np.log(c.min() / 30)]
-    high = [1.0, np.log(10.0), np.log(c.max() * 30)]
-    found = [
-        optimize.least_squares(
-            residual, [float(np.clip(s.max(), 0.01, 0.99)), np.log(b), np.log(m)], bounds=(low, high)
-        )
-        for b in (1.0, 3.0)
-        for m in (float(np.median(c)), float(c.min()))
-    ]
-    best = min(found, key=lambda f: f.cost).x
-    return float(best[0]), float(np.exp(best[1])), float(np.exp(best[2]))
+    """Bounded least squares: A in [0, 1] in closed form on grids of (log B, log C_mid) that close in on the best."""
+    exponents = np.linspace(np.log(0.2), np.log(10.0), 25)
+    middles = np.linspace(np.log(c.min() / 30), np.log(c.max() * 30), 49)
+    while True:
+        shape = 1 / (1 + np.exp(np.exp(exponents)[:, None, None] * (middles[:, None] - np.log(c))).clip(max=1e30))
+        square = (shape**2).sum(-1)
+        rise = np.clip((shape * (s - start)).sum(-1) / np.maximum(square, 1e-300), -start, 1 - start)
+        cost = ((start + rise[..., None] * shape - s) ** 2).sum(-1)
+        i, j = np.unravel_index(int(cost.argmin()), cost.shape)
+        step_e, step_m = float(np.diff(exponents).max()), float(np.diff(middles).max())
+        if step_m < 1e-4:
+            return float(start + rise[i, j]), float(np.exp(exponents[i])), float(np.exp(middles[j]))
+        around = np.linspace(exponents[i] - step_e, exponents[i] + step_e, 9)
+        exponents = np.clip(around, np.log(0.2), np.log(10.0))
+        middles = np.linspace(middles[j] - step_m, middles[j] + step_m, 9)
 
 
 def asymptote(fits: Sequence[Fit]) -> Estimate:

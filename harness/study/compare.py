@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.core.errors import InfrastructureError, UsageError
+from harness.core.lock import declare, extended, read_lock, write_lock
 from harness.core.ports import Executor, RunState, Tracker
 from harness.core.results import RESULT, RUNS, STUDY, RunResult, read_study_spec, write_study_spec
 from harness.core.spec import RunSpec, StudySpec
@@ -34,21 +35,48 @@ class Outcome:
     interrupted: bool
 
 
-def prepare_folder(spec: StudySpec, results: Path) -> Path:
-    """Creates or checks the study's folder; study.yaml is written before the first run."""
+def prepare_folder(spec: StudySpec, results: Path, *, two_stage: bool = False) -> Path:
+    """Creates or checks the study's folder; study.lock and study.yaml are written before the first run."""
     folder = results / spec.name
     make_writable(folder)
     if (folder / STUDY).exists():
         known = read_study_spec(folder)
-        if known.hash != spec.hash:
+        lock = read_lock(folder)
+        if known.hash != spec.hash and (lock is None or lock.study_hash != spec.hash):  # as begun, since extended
             raise UsageError(
                 f"study {spec.name}",
                 "a study of that name exists with other settings, and its runs must not be mixed with these",
                 "another --name, or the settings it was begun with",
             )
     else:
+        write_lock(folder, declare(spec, two_stage=two_stage))
         write_study_spec(folder, spec)
     return folder
+
+
+def extend_study(folder: Path, num_seeds: int) -> StudySpec:
+    """Adds seeds to a study whose runs are done, noted in its lock; an unfinished extension is continued instead."""
+    spec, lock = read_study_spec(folder), read_lock(folder)
+    if lock is None:
+        raise UsageError(f"{folder}: no study.lock", "the study declared nothing, so there is no plan to extend",
+                         "`harness compare --name NEW` with more seeds")  # fmt: skip
+    if num_seeds < 1:
+        raise UsageError(f"--seeds {num_seeds}", "nothing would be added", "1 or more")
+    left = [r for r in plan_runs(spec, folder) if not r.done]
+    if left:
+        if lock.extensions and len(lock.extensions[-1].seeds) == num_seeds:
+            return spec
+        raise UsageError(
+            f"{folder}: {len(left)} runs are not finished",
+            "seeds are added after the look at the planned ones, or the plan's error rate does not hold",
+            "repeat the command that began the study, or the last `harness extend`",
+        )
+    first = max(spec.seeds) + 1
+    added = tuple(range(first, first + num_seeds))
+    spec = spec.model_copy(update={"seeds": (*spec.seeds, *added)})
+    write_lock(folder, extended(lock, added))
+    write_study_spec(folder, spec)
+    return spec
 
 
 def make_writable(folder: Path) -> None:

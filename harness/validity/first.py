@@ -11,6 +11,8 @@ from harness.validity.limits import (
     DEAD_WARN,
     TRUNCATED_ALL,
     TRUNCATED_WARN,
+    UNGRADED_INVALID,
+    UNGRADED_WARN,
     UNREADABLE_WARN,
 )
 
@@ -29,6 +31,7 @@ class FirstBatch:
     clones: float | None  # share of groups whose siblings are all the same
     clones_expected: float | None  # the share that the responses' own probabilities explain
     spread: bool  # rewards differ within the batch
+    ungraded: float = 0.0  # share whose grading failed
     fresh: bool = True  # the weights are the model's own; False: another run's algorithm made them
 
 
@@ -120,6 +123,24 @@ def readable(found: FirstBatch) -> Finding:
             advice="Compare a response with what the task expects; `harness compare --dry-run` shows one.",
         )
     return say(level="PASS", limit=f"{UNREADABLE_WARN:.0%}", why="Answers can be read.")
+
+
+def graded(found: FirstBatch) -> Finding:
+    """Whether the grader came to a verdict; responses that it fails on are lost, and not at random."""
+    say = partial(
+        Finding,
+        check="graded",
+        measured=f"grading failed for {found.ungraded:.1%} of {found.responses} responses",
+        values={"ungraded": found.ungraded},
+    )
+    if found.ungraded <= UNGRADED_WARN:
+        return say(level="PASS", limit=f"{UNGRADED_WARN:.0%}", why="Responses get a verdict.")
+    return say(
+        level="INVALID" if found.ungraded > UNGRADED_INVALID else "WARN",
+        limit=f"{UNGRADED_INVALID:.0%}" if found.ungraded > UNGRADED_INVALID else f"{UNGRADED_WARN:.0%}",
+        why="The grader raises, takes too long or cannot read its gold answer, so these responses have no reward.",
+        advice="`why` in samples.jsonl says what happened; correct the reward function or the answers.",
+    )
 
 
 def clip_range(said: str | None, sd_log_s: float) -> Finding:

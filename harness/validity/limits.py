@@ -47,8 +47,15 @@ SURPRISE_WARN, SURPRISE_INVALID = 4.0, 6.0
 TRUNCATED_WARN = 0.3
 TRUNCATED_ALL = 0.99  # of responses: none can be right where answers come last
 
+# Of stored answers. Real data sets hold a few that even their authors' graders refuse; one in a hundred is noise.
+GOLD_MISJUDGED = 0.01
+
 DEAD_WARN = 0.9  # of groups without spread: nine tenths of the sampled tokens teach nothing
 CLONES_EXPECTED = 0.01  # share of groups of equal siblings that chance explains
+UNGRADED_WARN, UNGRADED_INVALID = (
+    0.01,
+    0.5,
+)  # of responses without a verdict: beyond a half there is no reward to speak of
 UNREADABLE_WARN = 0.9  # of responses from which no answer could be read
 
 OVERSPENT_WARN = 1.1  # sampled tokens of the costliest arm in units of the cheapest's

@@ -9,10 +9,28 @@ from functools import partial
 from harness.core.results import Finding, Validity
 from harness.validity.limits import (
     GAPS,
+    GOLD_MISJUDGED,
     SURPRISE_INVALID,
     SURPRISE_WARN,
     Precision,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Golds:
+    """How a task's grader judged stored answers, each for its own item and for another one."""
+
+    items: int = 0  # stored answers graded; 0: the task cannot tell any
+    refused: int = 0  # of which not correct
+    swapped: int = 0  # graded for an item with another answer
+    accepted: int = 0  # of which correct
+    self_testable: bool = True  # False: the task declares that its stored answers prove nothing
+    example: str | None = None  # the first that was refused
+
+    @property
+    def misjudged(self) -> float:
+        """The larger of both shares."""
+        return max(self.refused / max(1, self.items), self.accepted / max(1, self.swapped))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,11 +45,14 @@ class VerifierCases:
     unspeakable: int = 0  # right responses graded wrong once they have been tokens of this model
     error: str | None = None  # what the grader raised
     example: str | None = None  # the first case that failed
+    golds: Golds = Golds()
 
 
 def verifier(found: VerifierCases) -> Finding:
     """A grader that fails known cases makes every score meaningless."""
+    stored = found.golds
     counts = {k: float(v) for k, v in asdict(found).items() if isinstance(v, int)}
+    counts |= {f"gold_{k}": float(getattr(stored, k)) for k in ("items", "refused", "swapped", "accepted")}
     shown = f", e.g. {found.example}" if found.example else ""
     words = (
         f"{found.refused} of {found.right} right responses refused, "
@@ -50,6 +71,8 @@ def verifier(found: VerifierCases) -> Finding:
             why="The grader misjudges responses whose verdict is known, so no score means anything.",
             advice="Correct the task's grader, its answers, or how the answer is read out of a response.",
         )
+    if stored.misjudged > GOLD_MISJUDGED:
+        return _golds(stored, partial(say, limit=f"at most {GOLD_MISJUDGED:.0%} of stored answers misjudged"))
     if found.unspeakable:
         return say(
             level="INVALID" if found.unspeakable == found.right else "WARN",
@@ -58,11 +81,38 @@ def verifier(found: VerifierCases) -> Finding:
             why="The model cannot write these answers so that the grader reads them.",
             advice="Use an answer format without special tokens, or another tokenizer.",
         )
-    if not found.right + found.wrong:
+    if not stored.self_testable and not stored.items:
+        return _golds(stored, say)
+    if stored.items:
+        words += (
+            f"; {stored.items} stored answers, {stored.refused} graded wrong, {stored.accepted} right for another item"
+        )
+    if not found.right + found.wrong + stored.items:
         return say(level="PASS", measured="not declared", why="The task declares no responses with a known verdict.")
-    if not found.right:
+    if not found.right + stored.items:
         return say(level="PASS", measured=words, why="The task declares known wrong responses only; all are refused.")
     return say(level="PASS", measured=words, why="All known responses are judged as they should be.")
+
+
+def _golds(found: Golds, say: partial[Finding]) -> Finding:
+    """A task whose stored answers are not its own right answers: a fault, unless it is known for that."""
+    measured = (
+        f"{found.refused} of {found.items} stored answers graded wrong, {found.accepted} of {found.swapped} "
+        f"graded right for another item" + (f", e.g. {found.example!r} refused" if found.example else "")
+    )
+    if found.self_testable:
+        return say(
+            level="INVALID",
+            measured=measured,
+            why="The grader misjudges the data set's own answers, so no score means anything.",
+            advice="Correct the answers, or choose how they are compared (-t match=...).",
+        )
+    return say(
+        level="WARN",
+        measured=measured,
+        why="The task's stored answers do not tell whether its grader works: they are not the only right ones.",
+        advice="Read some responses with their grades in samples.jsonl before you trust scores.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

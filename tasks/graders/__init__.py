@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tasks.graders.extract import last_number, tagged
+from tasks.graders.extract import boxed, last_number, tagged
 from tasks.graders.numeric import as_number, numerically_equal
 from tasks.graders.text import exactly_equal, normalise
 
-__all__ = ["as_number", "exactly_equal", "last_number", "normalise", "numerically_equal", "tagged"]
+__all__ = ["as_number", "boxed", "exactly_equal", "last_number", "normalise", "numerically_equal", "tagged"]

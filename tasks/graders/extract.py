@@ -18,6 +18,7 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE | re.ASCII,
 )
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+([^\s${}]+)")
 _LATEX_FRACTION = re.compile(r"(\d?)\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 
 
@@ -43,3 +44,19 @@ def tagged(text: str, tag: str = "answer") -> str | None:
     close = text.rfind(f"</{tag}>")
     start = text.rfind(f"<{tag}>", 0, close) if close >= 0 else -1
     return text[start + len(tag) + 2 : close].strip() if start >= 0 else None
+
+
+def boxed(text: str) -> str | None:
+    r"""What the last `\boxed{...}` holds, braces balanced, stripped, or None; `\boxed 5` holds 5."""
+    found = list(_BOX.finditer(text))
+    if not found:
+        return None
+    last = found[-1]
+    if last[1] is not None:
+        return last[1]
+    depth = 1
+    for position in range(last.end(), len(text)):
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if depth == 0:
+            return text[last.end() : position].strip()
+    return None

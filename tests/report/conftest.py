@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from harness.core.results import dumps, read_study
 from harness.core.spec import ArmSpec
-from harness.report import write_report
+from harness.report import build_report, write_report
 from tests.fakes.run_folders import write_fake_study
 
 ARMS = (
@@ -40,7 +41,7 @@ def files(study: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 
 @pytest.fixture(scope="session")
-def report(files: dict[str, Path]) -> dict[str, Any]:
-    """report.json."""
-    data: dict[str, Any] = json.loads(files["json"].read_text())
+def report(study: Path) -> dict[str, Any]:
+    """What report.json holds."""
+    data: dict[str, Any] = json.loads(dumps(build_report(read_study(study))))
     return data

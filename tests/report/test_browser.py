@@ -37,7 +37,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     study = tmp_path_factory.mktemp("results") / "study"
     write_fake_study(study, ["PPO", "GRPO", "DAPO"], [0, 1, 2], 12)
-    return write_report(study)["html"]
+    return write_report(study, draw=False)["html"]
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -57,3 +57,30 @@ def test_page_opens_without_complaint(browser: Any, page: Path, width: int) -> N
     assert "GRPO" in browser.find_element("css selector", "table").text
     empty = [s for s in browser.find_elements("css selector", "svg") if s.is_displayed() and s.size["width"] < 1]
     assert empty == []
+
+
+def test_a_click_sorts_a_table_inside_its_groups(browser: Any, page: Path) -> None:
+    browser.get(page.as_uri())
+    read = """
+        return [...document.querySelector("table").tBodies].map((b) =>
+          [...b.rows].filter((r) => !r.classList.contains("group")).map((r) => r.cells[1].firstChild.data));"""
+    head = browser.find_element("css selector", "table th:nth-child(2) button")
+    head.click()
+    down = [[float(x) for x in group] for group in browser.execute_script(read)]
+    assert all(group == sorted(group, reverse=True) for group in down)
+    head.click()
+    up = [[float(x) for x in group] for group in browser.execute_script(read)]
+    assert up == [group[::-1] for group in down]
+    assert browser.execute_script("return document.querySelector('table th:nth-child(2)').ariaSort") == "ascending"
+
+
+def test_the_axis_changes_curves_and_order(browser: Any, page: Path) -> None:
+    browser.get(page.as_uri())
+    shown = []
+    for axis in ("sampled_tokens", "step", "trained_tokens", "wallclock_s"):
+        browser.execute_script(f"document.getElementById('axis-{axis}').click()")
+        visible = [s for s in browser.find_elements("css selector", "section.axis") if s.is_displayed()]
+        assert [s.get_attribute("id") for s in visible] == [f"curves-{axis}"]
+        shown.append(visible[0].text)
+    assert len(set(shown)) == 4
+    assert all("Order at" in text for text in shown)

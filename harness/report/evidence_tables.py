@@ -1,0 +1,64 @@
+"""Tables of what stands behind the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.report import text
+from harness.report.tables import Notes, Table, arm_cell, by_group, cell, make_table
+
+
+def use_when(report: Mapping[str, Any]) -> Table:
+    """Condition -> arms."""
+    rows = [[cell(f"if {u['condition']}", css="wrap"), cell(", ".join(u["arms"]) or "nothing to say", css="wrap"),
+             cell(u["basis"], css="wrap")] for u in report["use_when"]]  # fmt: skip
+    return make_table(("Use it", "Arms", "Because"), [("", rows)])
+
+
+def aggregates(report: Mapping[str, Any]) -> Table:
+    """Aggregates over runs, risk and whole-curve numbers; the IQM never without mean and collapses."""
+    notes, groups = Notes(), []
+    for g, arms in by_group(report):
+        rows = []
+        for a in arms:
+            mean = a["two_part"] or a["score"]
+            rows.append([
+                arm_cell(a), notes.value(mean, "score"),
+                cell(f"{a['collapse']['k']}/{a['collapse']['n']}", text.interval(a["collapse"], "fraction")),
+                *(_plain(a[k], notes) for k in ("iqm", "median", "optimality_gap", "tail_risk")),
+                notes.value(a["last_evals"], "score"), notes.value(a["drawdown"], "score"),
+                notes.value(a["asymptote"], "score"),
+            ])  # fmt: skip
+        groups.append((g["title"], rows))
+    columns = ("Arm", "Mean, all runs", "Collapsed", "IQM", "Median", "Gap to 1", "Worst quarter",
+               "Mean of last 3 evaluations", "Largest fall", "Asymptote of a fit")  # fmt: skip
+    return make_table(columns, groups, notes.listed())
+
+
+def _plain(e: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
+    """A point whose missing interval is explained once, under the table."""
+    if e["value"] is None or e["low"] is not None:
+        return notes.value(e, "score")
+    return cell(text.score(e["value"]), f"n={e['n']}")
+
+
+def tests(report: Mapping[str, Any]) -> Table:
+    """What else is known about every pair of page one."""
+    notes, rows = Notes(), []
+    for c in report["comparisons"]:
+        k, better, auc = c["collapse_test"], c["improvement"], c["auc"]
+        rows.append([
+            cell(f"{c['a']} \u2212 {c['b']}"),
+            _plain(better, notes) if better else notes.missing("no common seed"),
+            notes.value(auc, "signed") if auc else notes.missing("no common curve"),
+            cell(f"{k['k_a']}/{k['n_a']} against {k['k_b']}/{k['n_b']}"),
+            cell(text.p_value(k["p_barnard"])), cell(text.p_value(k["p_mcnemar"])),
+            cell(text.p_value(k["p_logrank_paired"])),
+            cell(text.interval({"value": 0, "n": c["n"], "low": c["simultaneous"][0], "high": c["simultaneous"][1]},
+                               "signed") if c["simultaneous"] else "n/a"),
+            cell(text.exact(c["seeds_needed"]), f"{text.exact(c['seeds_needed_tost'])} for equivalence"),
+        ])  # fmt: skip
+    columns = ("Pair", "P(better)", "Whole curve (AUC)", "Collapsed", "p, Barnard", "p, McNemar",
+               "p, log-rank in pairs", "Difference, all pairs at once", "Seeds needed")  # fmt: skip
+    return make_table(columns, [("", rows)], notes.listed())
