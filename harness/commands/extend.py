@@ -23,10 +23,5 @@ def run_extend(study: Path, seeds: int, *, parallel: int | None, mlflow: bool, a
     _, measured = choose_backend(spec.model, spec.backend.model_dump())
     task = build_task(spec.task.name, spec.task.params)
     spec = spec.model_copy(update={"name": study.resolve().name})
-    options = CompareOptions(
-        preset="", task=None, task_params=(), prompt=None, answer_field=None, system=None, template=None, stop=(),
-        model=None, algorithms=None, controls=None, roster=None, seeds=None, steps=None, tokens=None, sets=(),
-        parallel=parallel, sampler=None, threads=None, dtype=None, device=None, results=study.resolve().parent,
-        name=None, run_equivalent=False, mlflow=mlflow, dry_run=False, as_json=as_json,
-    )  # fmt: skip
+    options = CompareOptions(results=study.resolve().parent, parallel=parallel, mlflow=mlflow, as_json=as_json)
     return run_planned(Planned(spec=spec, task=task, warnings=[], recipe_notes=[]), measured, options)

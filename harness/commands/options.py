@@ -13,36 +13,36 @@ from harness.study.measure import EMBEDDED, available_cpus
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareOptions:
-    """The command line as given."""
+    """The command line as given; what is left out is the preset's."""
 
-    preset: str
-    task: str | None
-    task_params: tuple[str, ...]
-    prompt: str | None
-    answer_field: str | None
-    reward: str | None
-    system: str | None
-    template: str | None
-    stop: tuple[str, ...]
-    model: str | None
-    algorithms: str | None
-    controls: str | None
-    roster: str | None
-    seeds: str | None
-    steps: int | None
-    tokens: int | None
-    sets: tuple[str, ...]
-    parallel: int | None
-    sampler: str | None
-    threads: int | None
-    dtype: str | None
-    device: str | None
-    results: Path
-    name: str | None
-    run_equivalent: bool
-    mlflow: bool
-    dry_run: bool
-    as_json: bool
+    preset: str = "quick"
+    task: str | None = None
+    task_params: tuple[str, ...] = ()
+    prompt: str | None = None
+    answer_field: str | None = None
+    reward: str | None = None
+    system: str | None = None
+    template: str | None = None
+    stop: tuple[str, ...] = ()
+    model: str | None = None
+    algorithms: str | None = None
+    controls: str | None = None
+    roster: str | None = None
+    seeds: str | None = None
+    steps: int | None = None
+    tokens: int | None = None
+    sets: tuple[str, ...] = ()
+    parallel: int | None = None
+    sampler: str | None = None
+    threads: int | None = None
+    dtype: str | None = None
+    device: str | None = None
+    results: Path = Path("results")
+    name: str | None = None
+    run_equivalent: bool = False
+    mlflow: bool = True
+    dry_run: bool = False
+    as_json: bool = False
     two_stage: bool = False
 
 

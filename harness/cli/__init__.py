@@ -1,0 +1,33 @@
+"""The command line: `harness VERB`.
+
+Exit codes: 0 done, 2 usage, 3 comparison invalid, 4 some runs failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from harness.cli import evidence, machine, results, searches, studies
+from harness.cli.app import app
+from harness.core.errors import HarnessError
+
+__all__ = ["app", "evidence", "guarded", "machine", "main", "results", "searches", "studies"]
+
+
+def guarded(run: Callable[[], object]) -> int:
+    """Turns our errors into one message and an exit code."""
+    try:
+        run()
+    except HarnessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def main() -> None:
+    """Entry point."""
+    sys.exit(guarded(lambda: app()))

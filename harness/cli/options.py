@@ -1,0 +1,35 @@
+"""Options that several commands share, each with one meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+AnswerField = Annotated[str | None, typer.Option(help="For data files: the field with the gold answer.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead of tables.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
+Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16; measured where not given.")]
+MLflow = Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Mirror to MLflow.")]
+Model = Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a Hugging Face id or a local path.")]
+Parallel = Annotated[int | None, typer.Option(help="Runs at a time.")]
+Prompt = Annotated[str | None, typer.Option(help="For data files: e.g. '{Body} {Question}'.")]
+Results = Annotated[Path, typer.Option("--results", help="Folder for studies and mlflow.db.")]
+Reward = Annotated[
+    str | None, typer.Option(help="my.py:score, a function (prompt, response, answer) -> float or dict of floats.")
+]
+Steps = Annotated[int | None, typer.Option(help="Budget of a run in rollout steps (instead of tokens).")]
+Stop = Annotated[list[str] | None, typer.Option(help="Stop string, repeatable.")]
+Storage = Annotated[
+    str | None, typer.Option(help="sqlite:///FILE, journal:FILE or postgresql://...; sqlite in the study by default.")
+]
+Study = Annotated[Path, typer.Argument(help="A study folder, <results>/<study>.")]
+System = Annotated[str | None, typer.Option(help="System prompt.")]
+Task = Annotated[
+    str | None,
+    typer.Option(help="chain, reasoning_gym:<generator>, <file>.jsonl or .parquet, hf:<dataset id>; see `list tasks`."),
+]
+TaskParam = Annotated[list[str] | None, typer.Option("--task-param", "-t", help="name=value, repeatable.")]
+Template = Annotated[str | None, typer.Option(help="auto, chat or plain.")]
+Tokens = Annotated[int | None, typer.Option(help="Budget of a run in sampled tokens.")]
