@@ -135,7 +135,8 @@ def page(facts: dict[str, Any], text: str) -> str:
     """The committed form."""
     commit = f" at {facts['commit'][:10]}{' with changes' if facts['dirty'] else ''}" if facts["commit"] else ""
     return (
-        "# Performance\n\n```\nmake bench ARGS='--keep bench.jsonl --markdown results/reference/performance.md'\n```\n\n"
+        "# Performance\n\n```\nmake bench ARGS="
+        "'--keep bench.jsonl --markdown results/reference/performance.md'\n```\n\n"
         "SmolLM2-135M on two-term chain-sum, beta 0, the same thread count for everybody. "
         f"Version {facts['harness']}{commit}. {sentence(facts)}\n\n{text}\n"
     )
