@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 usage, 3 comparison invalid, 4 some runs failed, 130 inter
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 
 from harness.cli import evidence, machine, results, searches, studies
@@ -28,6 +29,19 @@ def guarded(run: Callable[[], object]) -> int:
     return 0
 
 
+def said_once() -> None:
+    """Python's warnings as one line each, without the place in our code that raised them."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in said:
+            print(f"warning: {message}", file=sys.stderr)
+        said.add(str(message))
+
+    warnings.showwarning = show
+
+
 def main() -> None:
     """Entry point."""
+    said_once()
     sys.exit(guarded(lambda: app()))

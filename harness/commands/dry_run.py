@@ -68,7 +68,8 @@ def _show_arms(console: Console, spec: StudySpec) -> None:
     console.print(f"\n[bold]{spec.reference_arm}[/bold], the reference")
     for slot, row in component_matrix({spec.reference_arm: reference}).items():
         console.print(Text(f"  {slot:10} {row[spec.reference_arm]}"))
-    console.print("[bold]the other arms differ from it in[/bold]")
+    if len(spec.arms) > 1:
+        console.print("[bold]the other arms differ from it in[/bold]")
     for arm in spec.arms:
         changes = difference(reference, built[arm.name])
         shown = ", ".join(

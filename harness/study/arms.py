@@ -138,7 +138,10 @@ def check_arms(
             f"arms named {', '.join(twice)} more than once", "rows could not be told apart", "name each once"
         )
     if not run:
-        raise UsageError("no arms to run", "every arm was left out", "name at least one algorithm")
+        why = "; ".join(f"{arm.name} is left out: {arm.reason}" for arm in skipped) or "no algorithm was named"
+        equal = any(arm.reason.startswith("identical to") for arm in skipped)
+        instead = "name another algorithm" + (", or add --run-equivalent to run it all the same" if equal else "")
+        raise UsageError("no arms to run", why, instead)
     return tuple(run), tuple(skipped), notes
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +108,9 @@ def test_dry_run_writes_nothing(
     assert plan["disk"]["checkpoint_bytes"] == 2 * 12 * plan["probe"]["parameters"], "PPO has a critic"
     assert plan["disk"]["after"] == 3 < plan["disk"]["under_way"] < 25
     assert not (files / "results").exists()
+
+
+def test_a_warning_is_one_line_and_said_once(capfd: pytest.CaptureFixture[str]) -> None:
+    code = "import warnings; from harness.cli import said_once; said_once(); warn = warnings.warn; warn('k'); warn('k')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert capfd.readouterr().err == "warning: k\n"

@@ -44,6 +44,7 @@ def questions(tmp_path: Path) -> dict[str, Any]:
         ({"arms": ("gpro",)}, "or grpo"),
         ({"arms": ("grpo", "grpo")}, "GRPO more than once"),
         ({"arms": ()}, "no arms to run"),
+        ({"arms": ("gspo_token",)}, "identical to GSPO"),
         ({"sets": ("GRPO:siblings=1",)}, "algorithm ppo, whose critic replaces the siblings"),
         ({"sets": ("siblings=0",)}, "siblings=0"),
         ({"sets": ("GRPO:surrogate.hihg=0.3",)}, "did you mean surrogate.high"),
@@ -72,7 +73,6 @@ def questions(tmp_path: Path) -> dict[str, Any]:
         ({"backend": {"dtype": "float8"}}, "backend: dtype = 'float8'"),
         ({"task": {"params": {"credit": False}}, "arms": ("grpo_process",)}, "grades whole responses only"),
         ({"task": {"params": {"credit": False}}, "arms": ("gspo", "gspo_token")}, "add --run-equivalent"),
-        ({"arms": ("gspo_token",)}, "every arm was left out"),
         ({"arms": ("gdpo",)}, "the task declares none"),
         ({"arms": ("grpo",), "sets": ("advantage=sum_then_normalize",)}, "the task declares none"),
         ({"arms": ("ppo_trl",)}, "after the last token"),
@@ -203,7 +203,7 @@ def test_the_study_folder(tmp_path: Path) -> None:
     spec = planned().spec
     folder = prepare_folder(spec, tmp_path)
     assert prepare_folder(spec, tmp_path) == folder
-    assert [p.name for p in folder.iterdir()] == ["study.yaml"]
+    assert sorted(p.name for p in folder.iterdir()) == ["study.lock", "study.yaml"]
     assert [r.done for r in plan_runs(spec, folder)] == [False] * 4
     other = planned(budget={"steps": 9}, name=spec.name).spec
     with pytest.raises(UsageError, match="exists with other settings"):
