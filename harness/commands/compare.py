@@ -14,6 +14,7 @@ from typing import Any
 from harness.backends.executors.local import LocalExecutor
 from harness.commands.dry_run import show_plan
 from harness.commands.engine import engine_words, num_parallel, require_engine
+from harness.commands.lists import names, seeds
 from harness.commands.options import CompareOptions
 from harness.commands.verdict import refused
 from harness.core.errors import UsageError
@@ -91,10 +92,10 @@ def choices(options: CompareOptions) -> Choices:
         preset=options.preset,
         task=_task(options),
         model=options.model,
-        arms=_names(options.algorithms),
-        controls=() if options.controls == "none" else _names(options.controls),
+        arms=names("--algorithms", options.algorithms),
+        controls=() if options.controls == "none" else names("--controls", options.controls),
         rosters={None: None, "both": ("matched", "published")}.get(options.roster, (options.roster or "",)),
-        seeds=_seeds(options.seeds),
+        seeds=None if options.seeds is None else seeds("--seeds", options.seeds),
         budget=budget,
         backend={k: v for k, v in given.items() if v is not None},
         sets=options.sets,
@@ -119,23 +120,6 @@ def _task(options: CompareOptions) -> dict[str, Any]:
         template["stop"] = options.stop
     task: dict[str, Any] = {"name": options.task} if options.task else {}
     return task | ({"params": params} if params else {}) | ({"template": template} if template else {})
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(n.strip() for n in text.split(",") if n.strip())
-
-
-def _seeds(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        numbers = [int(n) for n in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--seeds {text}", "not a number or a list of numbers", "3 or 0,1,2") from None
-    found = tuple(range(numbers[0])) if "," not in text else tuple(numbers)
-    if not found or min(found) < 0 or len(set(found)) < len(found):
-        raise UsageError(f"--seeds {text}", "seeds are different whole numbers from 0 on", "3 or 0,1,2")
-    return found
 
 
 def open_tracker(options: CompareOptions) -> Any:

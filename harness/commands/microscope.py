@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from harness.commands.lists import names
 from harness.core.errors import InfrastructureError, UsageError, near
 from harness.core.results import write_atomic
 from harness.core.spec import Roster
@@ -58,7 +59,7 @@ def run_microscope(options: MicroscopeOptions) -> int:
     request = Request(
         folder=folder,
         step=options.step,
-        arms=_names(options.algorithms),
+        arms=names("--algorithms", options.algorithms),
         roster=cast("Roster", options.roster),
         changes=_changes(options.sets),
         at_checkpoint=options.checkpoint,
@@ -77,13 +78,6 @@ def run_microscope(options: MicroscopeOptions) -> int:
         print(terminal(data, WIDTH))
         print("\n" + "\n".join(f"{kind:7} {target / name}" for kind, name in FILES.items()))
     return 0
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    names = tuple(n.strip() for n in text.split(",") if n.strip()) if text is not None else None
-    if names == ():
-        raise UsageError(f"-a {text!r}", "it names no algorithm", "for example -a grpo,gspo (`harness list arms`)")
-    return names
 
 
 def _changes(sets: tuple[str, ...]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from harness.commands.lists import numbers
 from harness.core.errors import UsageError
 from harness.core.results import RunFolder, StudyFolder, read_study
 from harness.report.build import build_report
@@ -37,19 +38,12 @@ class PlanOptions:
 def run_plan(options: PlanOptions) -> int:
     """Prints what a study needs; 2 where it cannot succeed."""
     basis = _basis(options)
-    needs = plan(basis, _numbers(options.siblings))
+    needs = plan(basis, numbers("--siblings", options.siblings, "8,16"))
     if options.as_json:
         print(json.dumps(needs.as_dict()))
     else:
         _show(needs, basis)
     return 2 if needs.hopeless else 0
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(n) for n in text.split(","))
-    except ValueError:
-        raise UsageError(f"--siblings {text}", "not a list of whole numbers", "e.g. 8,16") from None
 
 
 def _basis(options: PlanOptions) -> Basis:

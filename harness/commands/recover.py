@@ -14,6 +14,7 @@ import yaml
 
 from harness.backends.executors.local import LocalExecutor
 from harness.commands.compare import PATIENCE_S
+from harness.commands.lists import names, seeds
 from harness.commands.options import runs_at_once
 from harness.core.collapse import first_collapse
 from harness.core.errors import UsageError
@@ -127,8 +128,9 @@ def choices(options: RecoverOptions) -> RecoveryChoices:
         data = _read(files[0])
     given = {
         "runs": [str(p) for p in options.runs] if not files else None,
-        "onset": options.onset, "confirm": options.confirm, "starts": _names(options.starts),
-        "remedies": _names(options.remedies), "seeds": _seeds(options.seeds), "steps": options.steps,
+        "onset": options.onset, "confirm": options.confirm, "starts": names("--starts", options.starts),
+        "remedies": names("--remedies", options.remedies),
+        "seeds": None if options.seeds is None else seeds("--seeds", options.seeds, FIRST_SEED), "steps": options.steps,
         "other": options.other, "margin": options.margin, "name": options.name,
     }  # fmt: skip
     data |= {k: v for k, v in given.items() if v is not None}
@@ -159,21 +161,6 @@ def collapsed_runs(place: Path) -> list[str]:
             "a run of it with --onset STEP, to name a collapse by hand",
         )  # fmt: skip
     return found
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(n.strip() for n in text.split(",") if n.strip())
-
-
-def _seeds(text: str | None) -> tuple[int, ...] | None:
-    """`3` -> three seeds apart from those of studies; `7,8` -> these."""
-    if text is None:
-        return None
-    try:
-        numbers = [int(n) for n in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--seeds {text}", "not a number or a list of numbers", "3 or 101,102,103") from None
-    return tuple(numbers) if "," in text else tuple(range(FIRST_SEED, FIRST_SEED + numbers[0]))
 
 
 def _done(folder: Path, run: RunSpec) -> bool:

@@ -13,6 +13,7 @@ from harness.backends.executors.local import LocalExecutor
 from harness.commands.compare import choices, close_study, interrupted, open_tracker
 from harness.commands.dry_run import predict, probe_run
 from harness.commands.engine import num_parallel, require_engine
+from harness.commands.lists import seeds
 from harness.commands.options import CompareOptions
 from harness.core.errors import UsageError, near
 from harness.core.ports import RunState
@@ -83,8 +84,9 @@ def search_record(spec: StudySpec, options: TuneOptions) -> SearchRecord:
     arms = [a for a in spec.arms if a.bracket != "control"]
     objectives = tuple(o.strip() for o in options.objectives.split(","))
     sampler = options.search or ("tpe" if len(objectives) == 1 else "nsga2")
+    tuning = seeds("--tuning-seeds", options.tuning_seeds, FIRST_TUNING_SEED)
     data: dict[str, Any] = {
-        "final": spec, "searched": (), "tuning_seeds": tuning_seeds(options.tuning_seeds), "trials": options.trials,
+        "final": spec, "searched": (), "tuning_seeds": tuning, "trials": options.trials,
         "sampler": sampler, "objectives": objectives, "top": options.top, "memory_gib": options.memory_gib,
     }  # fmt: skip
     spaces = {a.name: space_of(a, spec.recipe, given) for a in arms}
@@ -101,18 +103,6 @@ def search_record(spec: StudySpec, options: TuneOptions) -> SearchRecord:
 
 def _slug(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
-
-
-def tuning_seeds(text: str) -> tuple[int, ...]:
-    """`3` -> three seeds from 1000 on; `1000,1007` -> these."""
-    try:
-        numbers = [int(n) for n in text.split(",")]
-    except ValueError:
-        numbers = []
-    seeds = tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + numbers[0])) if len(numbers) == 1 else tuple(numbers)
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise UsageError(f"--tuning-seeds {text}", "seeds are different whole numbers", "3, or 1000,1001,1002")
-    return seeds
 
 
 def _run(planned: Planned, record: SearchRecord, measured: Mapping[str, Any], options: TuneOptions) -> int:
