@@ -33,11 +33,11 @@ def run_rounds(
 ) -> dict[str, list[Result]]:
     """Results by subject, one per round; a subject that cannot run is tried once.
 
-    With `kept` every result is appended to that file, and what it holds already is not measured again.
+    With `kept` every result is appended to that file. What it holds counts, further rounds of a subject included.
     """
     known = [] if kept is None else read_kept(kept)
     found: dict[str, list[Result]] = {
-        s.name: [r["result"] for r in known if r["subject"] == s.model_dump(mode="json")][:rounds] for s in subjects
+        s.name: [r["result"] for r in known if r["subject"] == s.model_dump(mode="json")] for s in subjects
     }
     took: dict[str, float] = {}
     plan = [s for number in range(rounds) for s in subjects if len(found[s.name]) <= number]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.bench.grading import lines, run_grading
-from harness.bench.run import medians, run_alone, run_rounds
+from harness.bench.run import FAILED, medians, run_alone, run_rounds
 from harness.bench.subjects import Subject, catalogue, chosen
 from harness.bench.tables import claims_json, document
 from harness.core.errors import UsageError
@@ -51,6 +51,7 @@ def run_bench(options: BenchOptions) -> int:
     results = run_rounds(subjects, options.rounds, say, run_alone, options.keep)
     found = {name: medians(rounds) for name, rounds in results.items()}
     facts = machine(options, subjects, time.monotonic() - start)
+    facts["rounds"] = sorted({len(rounds) for rounds in results.values() if FAILED not in rounds[0]})
     text = document(subjects, found)
     if options.markdown is not None:
         write_atomic(options.markdown, page(facts, text))
@@ -108,7 +109,6 @@ def machine(options: BenchOptions, subjects: list[Subject], seconds: float) -> d
         "commit": p.git_commit,
         "dirty": p.git_dirty,
         "threads": max(s.threads for s in subjects),
-        "rounds": options.rounds,
         "started": p.started,
         "minutes": seconds / 60,
     }
@@ -126,8 +126,8 @@ def sentence(facts: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {v}" for name, v in facts["packages"].items())
     return (
         f"{facts['cpu']}, {facts['cpus']} CPUs, {facts['threads']} threads; Python {facts['python']}, {packages}; "
-        f"medians over {facts['rounds']} interleaved rounds, every subject in a fresh process; "
-        f"{facts['minutes']:.0f} minutes, started {facts['started']}."
+        f"medians over {' to '.join(map(str, facts['rounds']))} interleaved rounds, every subject in a fresh process; "
+        f"{facts['started']}."
     )
 
 

@@ -121,7 +121,7 @@ def test_the_verb_writes_three_files(
         (["{fixture}", "--step", "3"], ["step 3", "not kept", "one of: 1"]),
         (["{fixture}", "-a", "grpoo"], ["grpoo", "did you mean grpo"]),
         (["{fixture}", "-a", "ppo_trl"], ["one position past the last token"]),
-        (["{fixture}", "-a", ","], ["names no algorithm"]),
+        (["{fixture}", "-a", ","], ["it names nothing"]),
         (["{fixture}", "-a", "grpo,grpo"], ["more than once"]),
         (["{fixture}", "--checkpoint"], ["no checkpoint", "leave --checkpoint out"]),
         (["{fixture}", "--roster", "mached"], ["mached", "did you mean matched"]),
