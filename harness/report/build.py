@@ -29,9 +29,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.core.metrics import BY_KEY
-from harness.report import text, verdict
+from harness.report import collect, text, verdict
 from harness.report.answer import answer, caveats
-from harness.report.collect import evaluations, question_scores, run_facts
+from harness.report.collect import Shares, evaluations, question_scores, run_facts
 from harness.report.components import differences, identical, matrix, resolved, shared_setup
 from harness.report.curves import PANELS, axis_rankings, learning_curves, panels, pick_split
 from harness.report.declaration import declaration
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 STATUSES = ("completed", "collapsed", "no_learning", "infra_failed", "unfinished")
+COLUMNS = tuple(dict.fromkeys([*collect.COLUMNS, *(column for _, column, *_ in PANELS)]))  # of the steps, for readers
 ALSO = ("kl_ref/k3", "update/rel", "budget/sampled_tokens")  # glossary entries beyond the panels
 
 
@@ -102,7 +103,7 @@ def build_report(study: StudyFolder) -> dict[str, Any]:
 
 def _judged(
     study: StudyFolder, arms: list[dict[str, Any]], facts: Mapping[str, Sequence[dict[str, Any]]],
-    questions: Mapping[str, Mapping[str, float]], declared: Mapping[str, Any],
+    questions: Mapping[str, Shares], declared: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     delta, alpha = study.spec.delta, declared["alpha"]
     listed = verdict.groups(arms, study.spec.reference_arm)

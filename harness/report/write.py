@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.core.results import dumps, read_study, write_atomic
 from harness.report import csvs, figures, html, latex, markdown
-from harness.report.build import build_report
+from harness.report.build import COLUMNS, build_report
 from harness.report.plots import evidence_plots
 from harness.report.rules import check_rules
 
@@ -25,7 +25,7 @@ def write_report(
     `draw` also writes the figures as files of their own; `refresh` makes the page reload itself after so many seconds.
     """
     folder = out or Path(study_path) / "report"
-    source = dumps(build_report(read_study(study_path)))
+    source = dumps(build_report(read_study(study_path, COLUMNS)))
     write_atomic(folder / "report.json", source + "\n")
     return {"json": folder / "report.json", **render_all(json.loads(source), folder, draw=draw, refresh=refresh)}
 
