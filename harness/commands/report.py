@@ -16,7 +16,7 @@ from harness.commands.verdict import refused
 from harness.core.ablation import ABLATION
 from harness.core.errors import UsageError
 from harness.core.recovery import RECOVERY
-from harness.core.results import read_study_spec
+from harness.core.results import dumps, read_study_spec
 from harness.core.search import FINAL, SEARCH
 from harness.report.ablation_page import write_ablation_report
 from harness.report.terminal import terminal_table
@@ -45,7 +45,7 @@ def run_report(study: Path, out: Path | None, as_json: bool, watch: int | None =
         paths |= write_ablation_report(study)
     data = json.loads(paths["json"].read_text(encoding="utf-8"))
     if as_json:
-        print(json.dumps({kind: str(path) for kind, path in paths.items()}))
+        print(dumps({**data, "files": {kind: str(path) for kind, path in paths.items()}}))
     else:
         print(terminal_table(data, shutil.get_terminal_size((100, 24)).columns))
         print("\n".join(f"{kind:7} {path}" for kind, path in paths.items()))
