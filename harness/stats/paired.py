@@ -78,13 +78,13 @@ def t_p(d: np.ndarray, shift: float = 0.0, tail: str = "two") -> float:
     return float(min(1.0, 2 * special.stdtr(n - 1, -abs(t))))
 
 
-def sign_flip_p(d: np.ndarray, resamples: int = 100_000, seed: int = 0) -> float:
+def sign_flip_p(d: np.ndarray, resamples: int = 20_000, seed: int = 0) -> float:
     """Two-sided sign-flip permutation p of mean(d) = 0: exact up to 16 pairs, then Monte Carlo with a fixed seed."""
     n, observed = len(d), abs(float(np.sum(d)))
     tolerance = 1e-12 * max(1.0, observed)
     if n <= EXACT_LIMIT:
         return float(np.mean(np.abs(_all_signs(n) @ d) >= observed - tolerance))
-    flips = np.random.default_rng(seed).choice((1.0, -1.0), size=(resamples, n))
+    flips = _some_signs(n, resamples, seed)
     return float((1 + np.sum(np.abs(flips @ d) >= observed - tolerance)) / (1 + resamples))
 
 
@@ -92,6 +92,12 @@ def sign_flip_p(d: np.ndarray, resamples: int = 100_000, seed: int = 0) -> float
 def _all_signs(n: int) -> np.ndarray:
     """Every combination of n signs, [2^n, n]; the first is all plus."""
     return np.array(list(itertools.product((1.0, -1.0), repeat=n)))
+
+
+@lru_cache(maxsize=2)
+def _some_signs(n: int, resamples: int, seed: int) -> np.ndarray:
+    """Random combinations of n signs, [resamples, n]."""
+    return np.random.default_rng(seed).choice((1.0, -1.0), size=(resamples, n))
 
 
 def tost_p(d: np.ndarray, delta: float) -> float:
@@ -181,7 +187,7 @@ def max_t_p(scores: np.ndarray, pairs: Sequence[tuple[int, int]], resamples: int
     order = _orders(resamples, scores.shape[0], scores.shape[1], seed)
     shuffled = np.take_along_axis(np.broadcast_to(scores, order.shape), order, axis=2)
     largest = _abs_t(shuffled, left, right).max(axis=1)
-    return [float((1 + np.sum(largest >= t - 1e-12)) / (1 + resamples)) for t in observed]
+    return [float((1 + np.sum(largest >= t * (1 - 1e-9))) / (1 + resamples)) for t in observed]
 
 
 @lru_cache(maxsize=4)
@@ -203,8 +209,7 @@ def flip_max_t(
     if n <= EXACT_LIMIT:
         signs = _all_signs(n)[: 2 ** (n - 1)]  # the rest mirrors these
     else:
-        signs = np.random.default_rng(seed).choice((1.0, -1.0), size=(resamples, n))
-        signs[0] = 1.0  # the observed labels are one of the draws
+        signs = np.vstack([np.ones(n), _some_signs(n, resamples - 1, seed)])  # the observed labels are one of the draws
     mean = signs @ differences / n
     spread = np.sqrt(np.clip((differences**2).sum(0) - n * mean**2, 0.0, None) / (n - 1) / n)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -215,12 +220,21 @@ def flip_max_t(
 
 
 def _abs_t(scores: np.ndarray, left: list[int], right: list[int]) -> np.ndarray:
-    d = scores[:, :, left] - scores[:, :, right]
-    mean = d.mean(axis=1)
-    d -= mean[:, None]
-    se = np.sqrt(np.einsum("rsp,rsp->rp", d, d) / (d.shape[1] - 1) / d.shape[1])
+    """|t| of the paired differences of every draw, [draws, seeds, arms] -> [draws, pairs].
+
+    The variance of a difference is V_ii + V_jj - 2 V_ij, so that all pairs of many arms cost little.
+    """
+    n = scores.shape[1]
+    means = scores.mean(axis=1)
+    centred = scores - means[:, None]
+    products = centred.transpose(0, 2, 1) @ centred
+    own = np.diagonal(products, axis1=1, axis2=2)
+    both = own[:, left] + own[:, right]
+    spread = both - 2 * products[:, left, right]
+    spread = np.where(spread < 1e-12 * both, 0.0, spread)  # what is left by rounding
+    mean = np.abs(means[:, left] - means[:, right])
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.where(mean == 0.0, 0.0, np.abs(mean) / se))
+        return np.asarray(np.where(mean < 1e-15, 0.0, mean / np.sqrt(spread / (n - 1) / n)))
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float | None:
