@@ -51,8 +51,8 @@ COLUMNS = tuple(dict.fromkeys([*collect.COLUMNS, *(column for _, column, *_ in P
 ALSO = ("kl_ref/k3", "update/rel", "budget/sampled_tokens")  # glossary entries beyond the panels
 
 
-def build_report(study: StudyFolder) -> dict[str, Any]:
-    """All numbers of the report as plain JSON data."""
+def build_report(study: StudyFolder, together: int = 1) -> dict[str, Any]:
+    """All numbers of the report as plain JSON data; `together`: studies on one page, which share its error rate."""
     by_arm = {arm.name: list(study.of(arm.name)) for arm in study.spec.arms}
     facts = {arm: [run_facts(r) for r in runs] for arm, runs in by_arm.items()}
     questions = {r.path.name: question_scores(r) for r in study.runs}
@@ -65,6 +65,7 @@ def build_report(study: StudyFolder) -> dict[str, Any]:
     counted = {f["id"] for runs in facts.values() for f in runs if f["counted"]}
     curves = learning_curves(by_arm, split, counted)
     declared = declaration(study)
+    declared = {**declared, "alpha": declared["alpha"] / together}
     report: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "kind": "study report", "study": _study(study, facts)}
     report |= _judged(study, arms, facts, questions, declared)
     delta, lines = study.spec.delta, {a: [ln for ln in c["runs"] if ln["counted"]] for a, c in curves.items()}
