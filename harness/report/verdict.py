@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.report.collect import COUNTED
+from harness.report.collect import COUNTED, NOTHING, Shares
 from harness.stats.compare import COLLAPSE_T_FROM, Arm, Comparison, compare_family
 from harness.stats.estimate import Estimate, jeffreys, mean_t, variance_components
 from harness.stats.rank import rank_distribution
@@ -125,7 +125,7 @@ def _clip(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def compare(
-    listed: Sequence[dict[str, Any]], runs: Mapping[str, Sequence[Run]], questions: Mapping[str, Mapping[str, float]],
+    listed: Sequence[dict[str, Any]], runs: Mapping[str, Sequence[Run]], questions: Mapping[str, Shares],
     delta: float, alpha: float = 0.05,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Every arm against the reference of its group: one family for the whole page."""
@@ -138,7 +138,7 @@ def compare(
 
 
 def all_pairs(
-    listed: Sequence[dict[str, Any]], runs: Mapping[str, Sequence[Run]], questions: Mapping[str, Mapping[str, float]],
+    listed: Sequence[dict[str, Any]], runs: Mapping[str, Sequence[Run]], questions: Mapping[str, Shares],
     delta: float, alpha: float = 0.05,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """All pairs inside each ranked group; a family per group, exploratory."""
@@ -155,7 +155,7 @@ def _scores(runs: Sequence[Run]) -> dict[int, float]:
 
 
 def _compare(
-    pairs: Sequence[tuple[str, str]], runs: Mapping[str, Sequence[Run]], questions: Mapping[str, Mapping[str, float]],
+    pairs: Sequence[tuple[str, str]], runs: Mapping[str, Sequence[Run]], questions: Mapping[str, Shares],
     delta: float, alpha: float,
 ) -> list[Comparison]:  # fmt: skip
     arms = {
@@ -167,19 +167,23 @@ def _compare(
     return compare_family([(arms[a], arms[b]) for a, b in pairs], delta, noise, alpha)
 
 
-def _eval_se(a: Sequence[Run], b: Sequence[Run], questions: Mapping[str, Mapping[str, float]]) -> float | None:
+def _eval_se(a: Sequence[Run], b: Sequence[Run], questions: Mapping[str, Shares]) -> float | None:
     """Evaluation SE of one run pair's difference: paired where both answered the same questions, else in quadrature."""
     found = []
     other = {r["seed"]: r for r in b if r["counted"]}
     for run in (r for r in a if r["counted"] and r["seed"] in other):
         mate = other[run["seed"]]
-        left, right = questions.get(run["id"], {}), questions.get(mate["id"], {})
-        if len(left) > 1 and left.keys() == right.keys():
-            d = np.array([left[q] - right[q] for q in left])
+        left, right = questions.get(run["id"], NOTHING), questions.get(mate["id"], NOTHING)
+        if len(left.ids) > 1 and (left.ids is right.ids or sorted(left.ids) == sorted(right.ids)):
+            d = _aligned(left) - _aligned(right) if left.ids != right.ids else left.share - right.share
             found.append(float(d.std(ddof=1) / np.sqrt(len(d))))
         elif run["eval_se"] is not None and mate["eval_se"] is not None:
             found.append(float(np.hypot(run["eval_se"], mate["eval_se"])))
     return float(np.sqrt(np.mean(np.square(found)))) if found else None
+
+
+def _aligned(shares: Shares) -> np.ndarray:
+    return np.array([share for _, share in sorted(zip(shares.ids, shares.share, strict=True))])
 
 
 def _plain(c: Comparison, runs: Mapping[str, Sequence[Run]], group: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.core.results import dumps, read_study, write_atomic
 from harness.report import csvs, figures, html, latex, markdown
-from harness.report.build import build_report
+from harness.report.build import COLUMNS, build_report
 from harness.report.plots import evidence_plots
 from harness.report.rules import check_rules
+from harness.report.several import build_several, check_several
 
 FIGURES = "figures"
 
@@ -25,9 +26,29 @@ def write_report(
     `draw` also writes the figures as files of their own; `refresh` makes the page reload itself after so many seconds.
     """
     folder = out or Path(study_path) / "report"
-    source = dumps(build_report(read_study(study_path)))
+    source = dumps(build_report(read_study(study_path, COLUMNS)))
     write_atomic(folder / "report.json", source + "\n")
     return {"json": folder / "report.json", **render_all(json.loads(source), folder, draw=draw, refresh=refresh)}
+
+
+def write_several(study_paths: Sequence[Path], out: Path) -> dict[str, Path]:
+    """One report of several studies, and the whole report of each in a folder of its name beside it."""
+    source = dumps(build_several([read_study(path, COLUMNS) for path in study_paths]))
+    write_atomic(out / "report.json", source + "\n")
+    data = json.loads(source)
+    check_several(data)
+    for name, report in zip(data["names"], data["studies"], strict=True):
+        write_atomic(out / name / "report.json", dumps(report) + "\n")
+        render_all(report, out / name)
+    texts = {
+        "html": ("report.html", html.render_several(data)),
+        "md": ("report.md", markdown.render_several(data)),
+        "tex": ("table.tex", "\n".join(latex.render(r) for r in data["studies"])),
+        **{kind: (f"{kind}.csv", csvs.together(data, maker)) for kind, maker in csvs.MAKERS.items()},
+    }
+    for name, content in texts.values():
+        write_atomic(out / name, content)
+    return {"json": out / "report.json", **{kind: out / name for kind, (name, _) in texts.items()}}
 
 
 def render_all(

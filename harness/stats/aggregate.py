@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from scipy import stats
 
 from harness.stats.estimate import Estimate, finite
 
@@ -29,12 +28,18 @@ def median_of_means(tasks: Tasks) -> float:
 
 def interquartile_mean(tasks: Tasks) -> float:
     """Mean of the middle half of all (run, task) scores; blind to a quarter of failed runs, so never shown alone."""
-    return float(stats.trim_mean(np.concatenate(list(tasks)), 0.25))
+    return float(_middle(np.concatenate(list(tasks))))
 
 
 def optimality_gap(tasks: Tasks, goal: float = 1.0) -> float:
     """goal - mean(min(score, goal)): what is missing to the goal, failures included."""
     return float(goal - np.mean([np.mean(np.minimum(t, goal)) for t in tasks]))
+
+
+def _middle(scores: np.ndarray) -> np.ndarray:
+    """Mean of the middle half along the last axis: a quarter of the values, rounded down, is cut at either end."""
+    cut = int(0.25 * scores.shape[-1])
+    return np.asarray(np.sort(scores, axis=-1)[..., cut : scores.shape[-1] - cut].mean(axis=-1))
 
 
 AGGREGATES: Mapping[str, Callable[[Tasks], float]] = {
@@ -45,34 +50,11 @@ AGGREGATES: Mapping[str, Callable[[Tasks], float]] = {
 }
 
 
-def resampled(tasks: Tasks, rng: np.random.Generator, *, joint: bool = False) -> list[np.ndarray]:
-    """One stratified bootstrap sample: runs with replacement inside each task.
-
-    `joint` draws the same run indices in every task, for tables whose rows are seed pairs.
-    """
-    if joint:
-        if len({len(t) for t in tasks}) > 1:
-            raise ValueError(f"joint resampling needs equally many runs per task, got {[len(t) for t in tasks]}")
-        picks = rng.integers(0, len(tasks[0]), len(tasks[0]))
-        return [t[picks] for t in tasks]
-    return [t[rng.integers(0, len(t), len(t))] for t in tasks]
-
-
-def bootstrap_interval(
-    tasks: Tasks,
-    statistic: Callable[[Tasks], float],
-    rng: np.random.Generator,
-    resamples: int = 5000,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """Percentile interval of a statistic under the stratified bootstrap."""
-    drawn = np.array([statistic(resampled(tasks, rng)) for _ in range(resamples)])
-    low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
-    return float(low), float(high)
-
-
 def aggregates(tasks: Tasks, rng: np.random.Generator, resamples: int = 5000) -> dict[str, Estimate]:
-    """All four, from the same bootstrap samples; no interval below twenty (run, task) cells."""
+    """All four, from the same bootstrap samples (runs with replacement inside each task).
+
+    No interval below twenty (run, task) cells.
+    """
     kept = [x for x in (finite([float(v) for v in t]) for t in tasks) if len(x)]
     n = sum(len(t) for t in kept)
     if not kept:
@@ -81,10 +63,16 @@ def aggregates(tasks: Tasks, rng: np.random.Generator, resamples: int = 5000) ->
     if n < MIN_CELLS:
         note = f"n={n}, no interval: a bootstrap over fewer than {MIN_CELLS} runs under-covers"
         return {k: Estimate(value=f(kept), n=n, estimator=names[k], note=note) for k, f in AGGREGATES.items()}
-    samples = [resampled(kept, rng) for _ in range(resamples)]
+    samples = [t[rng.integers(0, len(t), (resamples, len(t)))] for t in kept]
+    means, goal = np.array([t.mean(axis=1) for t in samples]), 1.0
+    drawn = {
+        "mean": means.mean(axis=0), "median": np.median(means, axis=0),
+        "IQM": _middle(np.concatenate(samples, axis=1)),
+        "optimality gap": goal - np.mean([np.minimum(t, goal).mean(axis=1) for t in samples], axis=0),
+    }  # fmt: skip
     found = {}
     for name, statistic in AGGREGATES.items():
-        low, high = np.quantile([statistic(s) for s in samples], [0.025, 0.975])
+        low, high = np.quantile(drawn[name], [0.025, 0.975])
         found[name] = Estimate(value=statistic(kept), low=float(low), high=float(high), n=n, estimator=names[name])
     return found
 
@@ -108,15 +96,20 @@ def improvement(
         note = f"n={cells}, no interval: a bootstrap over fewer than {MIN_CELLS} runs under-covers"
         return Estimate(value=value, n=cells, estimator=name, note=note)
 
-    def once() -> float:
-        if not paired:
-            return improvement_probability(resampled(a, rng), resampled(b, rng))
-        picks = [rng.integers(0, len(x), len(x)) for x in a]
-        return improvement_probability([x[p] for x, p in zip(a, picks, strict=True)],
-                                       [y[p] for y, p in zip(b, picks, strict=True)])  # fmt: skip
-
-    low, high = np.quantile([once() for _ in range(resamples)], [0.025, 0.975])
+    drawn = []
+    for x, y in zip(a, b, strict=True):
+        wins = (x[:, None] > y) + 0.5 * (x[:, None] == y)
+        left = _counts(rng, len(x), resamples)
+        right = left if paired else _counts(rng, len(y), resamples)
+        drawn.append(((left @ wins) * right).sum(axis=1) / wins.size)
+    low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
     return Estimate(value=value, low=float(low), high=float(high), n=cells, estimator=name)
+
+
+def _counts(rng: np.random.Generator, n: int, resamples: int) -> np.ndarray:
+    """How often each of n runs is drawn in every bootstrap sample, [resamples, n]."""
+    picks = rng.integers(0, n, (resamples, n)) + n * np.arange(resamples)[:, None]
+    return np.bincount(picks.ravel(), minlength=n * resamples).reshape(resamples, n).astype(float)
 
 
 def profile(
@@ -128,12 +121,10 @@ def profile(
     """
     grid = np.asarray(levels, dtype=float)
 
-    def share(sample: Tasks) -> np.ndarray:
-        return np.asarray(np.mean([(t[:, None] > grid).mean(axis=0) for t in sample], axis=0))
-
-    value = [float(v) for v in share(tasks)]
+    above = [(t[:, None] > grid).astype(float) for t in tasks]
+    value = [float(v) for v in np.mean([t.mean(axis=0) for t in above], axis=0)]
     if sum(len(t) for t in tasks) < MIN_CELLS:
         return {"value": value, "low": None, "high": None}
-    drawn = np.array([share(resampled(tasks, rng)) for _ in range(resamples)])
+    drawn = np.mean([_counts(rng, len(t), resamples) @ t / len(t) for t in above], axis=0)
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     return {"value": value, "low": [float(v) for v in low], "high": [float(v) for v in high]}

@@ -14,20 +14,17 @@ WIDEST = 0.1  # widest interval of an asymptote that is worth saying
 
 
 def area(x: Sequence[float], y: Sequence[float | None], start: float, end: float, *, log: bool = True) -> float | None:
-    """Mean height of the piecewise linear curve between two budgets, by default over log x: area / range.
+    """Mean height between two budgets of the curve through the points, by default as drawn over log x: area / range.
 
-    None where the curve does not cover the range, or is empty.
+    Trapezoids on the axis that is integrated over. None where the curve does not cover the range, or is empty.
     """
-    points = [(a, b) for a, b in zip(x, y, strict=True) if b is not None and np.isfinite(b)]
+    points = [(a, b) for a, b in zip(x, y, strict=True) if b is not None and np.isfinite(b) and (a > 0 or not log)]
     if not points or not 0 < start < end or points[0][0] > start or points[-1][0] < end * (1 - 1e-9):
         return None
     xs, ys = (np.array(c, dtype=float) for c in zip(*points, strict=True))
-    inner = xs[(xs > start) & (xs < end)]
-    grid = np.concatenate([[start], inner, [end]])
-    if log:  # linear in x between the points, so the log axis needs a finer grid
-        grid = np.unique(np.concatenate([grid, np.geomspace(start, end, 512)]))
-    axis = np.log(grid) if log else grid
-    return float(np.trapezoid(np.interp(grid, xs, ys), axis) / (axis[-1] - axis[0]))
+    grid = np.concatenate([[start], xs[(xs > start) & (xs < end)], [end]])
+    axis, at = (np.log(grid), np.log(xs)) if log else (grid, xs)
+    return float(np.trapezoid(np.interp(axis, at, ys), axis) / (axis[-1] - axis[0]))
 
 
 def drawdown(y: Sequence[float | None]) -> float | None:

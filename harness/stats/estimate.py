@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 MIN_N = 3  # fewer seeds than this get no interval
 
@@ -44,7 +44,7 @@ def mean_t(values: Sequence[float | None], level: float = 0.95) -> Estimate:
         return Estimate(value=None, n=0, level=level, estimator=name, note="no value")
     if n < MIN_N:
         return Estimate(value=float(x.mean()), n=n, level=level, estimator=name, note=f"n={n}, no interval")
-    half = float(stats.t.ppf(0.5 + level / 2, n - 1) * x.std(ddof=1) / np.sqrt(n))
+    half = float(special.stdtrit(n - 1, 0.5 + level / 2) * x.std(ddof=1) / np.sqrt(n))
     mean = float(x.mean())
     return Estimate(value=mean, low=mean - half, high=mean + half, n=n, level=level, estimator=name)
 
@@ -63,8 +63,8 @@ def jeffreys(k: int, n: int, level: float = 0.95) -> Estimate:
     if n == 0:
         return Estimate(value=None, n=0, level=level, estimator=name, note="no run")
     tail = (1 - level) / 2
-    low = 0.0 if k == 0 else float(stats.beta.ppf(tail, k + 0.5, n - k + 0.5))
-    high = 1.0 if k == n else float(stats.beta.ppf(1 - tail, k + 0.5, n - k + 0.5))
+    low = 0.0 if k == 0 else float(special.betaincinv(k + 0.5, n - k + 0.5, tail))
+    high = 1.0 if k == n else float(special.betaincinv(k + 0.5, n - k + 0.5, 1 - tail))
     return Estimate(value=k / n, low=low, high=high, n=n, level=level, estimator=name)
 
 

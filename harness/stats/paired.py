@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from harness.stats.estimate import MIN_N
 
@@ -52,7 +52,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float], delta: float, leve
             rho=None, note=note,
         )  # fmt: skip
     mean, sd = float(d.mean()), float(d.std(ddof=1))
-    half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * sd / np.sqrt(n)
+    half = float(special.stdtrit(n - 1, 0.5 + level / 2)) * sd / np.sqrt(n)
     return Paired(
         value=mean,
         low=mean - float(half),
@@ -72,21 +72,32 @@ def t_p(d: np.ndarray, shift: float = 0.0, tail: str = "two") -> float:
     n, mean, se = len(d), float(d.mean()) - shift, float(d.std(ddof=1)) / np.sqrt(len(d))
     t = mean / se if se > 0.0 else np.copysign(np.inf, mean) if mean else 0.0
     if tail == "greater":
-        return float(stats.t.sf(t, n - 1))
+        return float(special.stdtr(n - 1, -t))
     if tail == "less":
-        return float(stats.t.cdf(t, n - 1))
-    return float(min(1.0, 2 * stats.t.sf(abs(t), n - 1)))
+        return float(special.stdtr(n - 1, t))
+    return float(min(1.0, 2 * special.stdtr(n - 1, -abs(t))))
 
 
-def sign_flip_p(d: np.ndarray, resamples: int = 100_000, seed: int = 0) -> float:
+def sign_flip_p(d: np.ndarray, resamples: int = 20_000, seed: int = 0) -> float:
     """Two-sided sign-flip permutation p of mean(d) = 0: exact up to 16 pairs, then Monte Carlo with a fixed seed."""
     n, observed = len(d), abs(float(np.sum(d)))
     tolerance = 1e-12 * max(1.0, observed)
     if n <= EXACT_LIMIT:
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=n)))
-        return float(np.mean(np.abs(signs @ d) >= observed - tolerance))
-    flips = np.random.default_rng(seed).choice((1.0, -1.0), size=(resamples, n))
+        return float(np.mean(np.abs(_all_signs(n) @ d) >= observed - tolerance))
+    flips = _some_signs(n, resamples, seed)
     return float((1 + np.sum(np.abs(flips @ d) >= observed - tolerance)) / (1 + resamples))
+
+
+@lru_cache(maxsize=EXACT_LIMIT)
+def _all_signs(n: int) -> np.ndarray:
+    """Every combination of n signs, [2^n, n]; the first is all plus."""
+    return np.array(list(itertools.product((1.0, -1.0), repeat=n)))
+
+
+@lru_cache(maxsize=2)
+def _some_signs(n: int, resamples: int, seed: int) -> np.ndarray:
+    """Random combinations of n signs, [resamples, n]."""
+    return np.random.default_rng(seed).choice((1.0, -1.0), size=(resamples, n))
 
 
 def tost_p(d: np.ndarray, delta: float) -> float:
@@ -123,19 +134,19 @@ def _quadrature() -> tuple[np.ndarray, np.ndarray]:
 def sd_quadrature(n: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes of (sample SD / SD) of n normal values and their probabilities, for integrals over the sample SD."""
     nodes, weights = _quadrature()
-    return np.sqrt(stats.chi2.ppf((nodes + 1) / 2, n - 1) / (n - 1)), weights / 2
+    return np.sqrt(2 * special.gammaincinv((n - 1) / 2, (nodes + 1) / 2) / (n - 1)), weights / 2
 
 
 @lru_cache(maxsize=16_384)
 def _effect(n: int, alpha: float, power: float) -> float:
     """Effect in SD units; the power is integrated over the sample SD (scipy's noncentral t overflows for small n)."""
-    critical = float(stats.t.ppf(1 - alpha / 2, n - 1))
+    critical = float(special.stdtrit(n - 1, 1 - alpha / 2))
     nodes, weights = sd_quadrature(n)
     spread = critical * nodes
 
     def shortfall(effect: float) -> float:
         shift = effect * np.sqrt(n)
-        reached = stats.norm.sf(spread - shift) + stats.norm.cdf(-spread - shift)
+        reached = special.ndtr(shift - spread) + special.ndtr(-spread - shift)
         return float(weights @ reached) - power
 
     high = (critical + 3.0) / np.sqrt(n)
@@ -158,12 +169,12 @@ def pairs_needed(sd: float, effect: float, alpha: float = 0.05, power: float = 0
 
 def bonferroni_t(n: int, family: int, alpha: float = 0.05) -> float:
     """Critical |t| of intervals that hold for `family` comparisons at once."""
-    return float(stats.t.ppf(1 - alpha / 2 / max(1, family), n - 1))
+    return float(special.stdtrit(n - 1, 1 - alpha / 2 / max(1, family)))
 
 
 def sd_upper(sd: float, n: int, level: float = 0.8) -> float:
     """One-sided upper bound of an SD estimated from n values, sd sqrt((n-1) / chi2_{1-level}(n-1))."""
-    return float(sd * np.sqrt((n - 1) / stats.chi2.ppf(1 - level, n - 1)))
+    return float(sd * np.sqrt((n - 1) / (2 * special.gammaincinv((n - 1) / 2, 1 - level))))
 
 
 def max_t_p(scores: np.ndarray, pairs: Sequence[tuple[int, int]], resamples: int = 4000, seed: int = 0) -> list[float]:
@@ -171,13 +182,18 @@ def max_t_p(scores: np.ndarray, pairs: Sequence[tuple[int, int]], resamples: int
 
     `scores` is [seeds, arms]; `pairs` are columns. The permutations keep the pairing and the family's dependence.
     """
-    rng = np.random.default_rng(seed)
     left, right = [a for a, _ in pairs], [b for _, b in pairs]
     observed = _abs_t(scores[None], left, right)[0]
-    order = rng.random((resamples, *scores.shape)).argsort(axis=2)
+    order = _orders(resamples, scores.shape[0], scores.shape[1], seed)
     shuffled = np.take_along_axis(np.broadcast_to(scores, order.shape), order, axis=2)
     largest = _abs_t(shuffled, left, right).max(axis=1)
-    return [float((1 + np.sum(largest >= t - 1e-12)) / (1 + resamples)) for t in observed]
+    return [float((1 + np.sum(largest >= t * (1 - 1e-9))) / (1 + resamples)) for t in observed]
+
+
+@lru_cache(maxsize=4)
+def _orders(resamples: int, seeds: int, arms: int, seed: int) -> np.ndarray:
+    """Permutations of the arm labels inside each seed."""
+    return np.random.default_rng(seed).random((resamples, seeds, arms)).argsort(axis=2)
 
 
 def flip_max_t(
@@ -191,10 +207,9 @@ def flip_max_t(
     """
     n = len(differences)
     if n <= EXACT_LIMIT:
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=n)))[: 2 ** (n - 1)]  # the rest mirrors these
+        signs = _all_signs(n)[: 2 ** (n - 1)]  # the rest mirrors these
     else:
-        signs = np.random.default_rng(seed).choice((1.0, -1.0), size=(resamples, n))
-        signs[0] = 1.0  # the observed labels are one of the draws
+        signs = np.vstack([np.ones(n), _some_signs(n, resamples - 1, seed)])  # the observed labels are one of the draws
     mean = signs @ differences / n
     spread = np.sqrt(np.clip((differences**2).sum(0) - n * mean**2, 0.0, None) / (n - 1) / n)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -205,11 +220,21 @@ def flip_max_t(
 
 
 def _abs_t(scores: np.ndarray, left: list[int], right: list[int]) -> np.ndarray:
-    d = scores[:, :, left] - scores[:, :, right]
-    mean = d.mean(axis=1)
-    se = d.std(axis=1, ddof=1) / np.sqrt(d.shape[1])
+    """|t| of the paired differences of every draw, [draws, seeds, arms] -> [draws, pairs].
+
+    The variance of a difference is V_ii + V_jj - 2 V_ij, so that all pairs of many arms cost little.
+    """
+    n = scores.shape[1]
+    means = scores.mean(axis=1)
+    centred = scores - means[:, None]
+    products = centred.transpose(0, 2, 1) @ centred
+    own = np.diagonal(products, axis1=1, axis2=2)
+    both = own[:, left] + own[:, right]
+    spread = both - 2 * products[:, left, right]
+    spread = np.where(spread < 1e-12 * both, 0.0, spread)  # what is left by rounding
+    mean = np.abs(means[:, left] - means[:, right])
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.where(mean == 0.0, 0.0, np.abs(mean) / se))
+        return np.asarray(np.where(mean < 1e-15, 0.0, mean / np.sqrt(spread / (n - 1) / n)))
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float | None:

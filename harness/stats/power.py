@@ -27,7 +27,7 @@ def tost_power(sd: float, n: int, delta: float, alpha: float = 0.05, true: float
 
 @lru_cache(maxsize=4096)
 def _critical(n: int, alpha: float) -> float:
-    return float(stats.t.ppf(1 - alpha, n - 1))
+    return float(special.stdtrit(n - 1, 1 - alpha))
 
 
 def tost_pairs_needed(

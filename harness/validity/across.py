@@ -57,12 +57,12 @@ def settings_of(run: RunFolder, study: StudySpec) -> dict[str, Any]:
 
 def _questions(evals: Sequence[EvalRecord]) -> str | None:
     """Fingerprint of the final evaluation's question ids and sample counts."""
-    last = [e for e in evals if e.split == "test" and e.questions]
+    last = [e for e in evals if e.split == "test" and len(e.asked)]
     if not last:
         return None
     record = max(last, key=lambda e: e.step)
-    content = json.dumps(sorted((q.id, q.n) for q in record.questions))
-    return f"{len(record.questions)} questions, {hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    content = json.dumps(sorted(zip(record.asked.ids, record.asked.n, strict=True)))
+    return f"{len(record.asked)} questions, {hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,39 +1,19 @@
-"""Simulated studies with known truth: how often a label is wrong, how often an interval covers."""
+"""How often a label is wrong, how often an interval covers, in simulated studies with known truth."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from harness.stats.compare import Arm, compare_family
+from harness.stats.compare import compare_family
 from harness.stats.estimate import mean_t
 from harness.stats.paired import max_t_p
+from tests.stats.simulated import arms, cells, false_winners, page, run
 
-WINNERS = ("A>B", "B>A")
-
-
-def arms(
-    rng: np.random.Generator, n: int, num: int = 6, last: float = 0.0, spread: float = 1.0, collapse: float = 0.0
-) -> list[Arm]:
-    """Arms of equal mean that share their seeds; the last one is `last` higher and `spread` times as noisy."""
-    scores = 0.5 + rng.normal(0, 0.05, (n, 1)) + rng.normal(0, 0.03, (n, num)) * [*[1.0] * (num - 1), spread]
-    scores[:, -1] += last
-    lost = rng.random(scores.shape) < collapse
-    scores = np.where(lost, 0.05, scores)
-    return [
-        Arm(name=f"a{j}", scores=dict(enumerate(scores[:, j].tolist())), collapsed=bool(lost[:, j].any()))
-        for j in range(num)
-    ]
-
-
-def false_winners(studies: int, n: int, seed: int, *, equal: int = 6, **kind: float) -> float:
-    """Share of studies in which an arm of equal mean is called better or worse than the reference."""
-    rng, wrong = np.random.default_rng(seed), 0
-    for _ in range(studies):
-        found = arms(rng, n, **kind)  # type: ignore[arg-type]
-        labels = [c.label for c in compare_family([(a, found[0]) for a in found[1:]], 0.02)]
-        wrong += any(label in WINNERS for label in labels[: equal - 1])
-    return wrong / studies
+COMMITTED = Path(__file__).parents[2] / "results/reference/statistics"
 
 
 @pytest.mark.parametrize(("n", "studies"), [(5, 1000), (10, 150)])
@@ -61,9 +41,27 @@ def test_false_winners_with_collapses() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [5, 7, 10, 14])
-def test_ten_thousand_null_studies(n: int) -> None:
-    assert false_winners(10_000, n, seed=100 + n) <= 0.055
+@pytest.mark.parametrize("index", range(len(cells())), ids=lambda i: cells()[i].name)
+def test_ten_thousand_null_studies_and_the_coverage_of_every_interval(index: int) -> None:
+    cell = cells()[index]
+    assert cell.low <= cell.run(cell.repeats, cell.seed) <= cell.high
+
+
+def test_the_committed_rates_are_those_of_this_code_and_hold() -> None:
+    data = json.loads((COMMITTED / "simulation.json").read_text())
+    assert [c.key() for c in cells()] == [{k: c[k] for k in ("name", "repeats", "seed")} for c in data["cells"]]
+    assert all(c["low"] <= c["rate"] <= c["high"] for c in data["cells"])
+    assert (COMMITTED / "README.md").read_text() == page(data)
+
+
+def test_simulation_goes_on_from_the_cells_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--out", str(tmp_path), "--scale", "0.002", "--workers", "1"]
+    run(few)
+    first = (tmp_path / "simulation.json").read_bytes()
+    assert len(capsys.readouterr().out.splitlines()) == len(cells())
+    run(few)
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "simulation.json").read_bytes() == first
 
 
 @pytest.mark.parametrize("n", [3, 5, 10])
