@@ -89,12 +89,15 @@ def ablate(
 
 @app.command()
 def tune(
-    algorithms: Annotated[str, typer.Option("--algorithms", "-a", help="Comma-separated; each is searched alike.")],
+    algorithms: Annotated[
+        str | None,
+        typer.Option("--algorithms", "-a", help="Comma-separated, each searched alike; the preset's by default."),
+    ] = None,
     trials: Annotated[int, typer.Option(help="Per algorithm, the defaults (trial 0) included.", min=1)] = 20,
     tuning_seeds: Annotated[str, typer.Option(help="A number of seeds from 1000 on, or a list.")] = "3",
     seeds: Annotated[str, typer.Option(help="Fresh seeds of the re-evaluation: a number, or a list.")] = "5",
     top: Annotated[int, typer.Option(help="Configurations per algorithm that are run again.", min=1)] = 3,
-    search: Annotated[str | None, typer.Option(help="tpe, gp, nsga2 or random.")] = None,
+    search: Annotated[str | None, typer.Option(help="tpe, gp, nsga2, qmc or random.")] = None,
     objectives: Annotated[
         str, typer.Option(help="score; or several of score, instability, sampled_tokens: then nsga2.")
     ] = "score",
@@ -103,7 +106,7 @@ def tune(
         typer.Option("--dim", help="[ARM:]path=low:high[:log] or path=a,b,c: replaces or adds; repeatable."),
     ] = None,
     memory_gib: Annotated[float | None, typer.Option(help="Limit of a run's memory, a constraint.")] = None,
-    preset: Annotated[str, typer.Option(help="The study that is tuned: quick, default, or a YAML.")] = "quick",
+    preset: Annotated[str, typer.Option(help="The study that is tuned: quick, tuning, default, or a YAML.")] = "quick",
     task: Task = None,
     task_param: TaskParam = None,
     prompt: Prompt = None,
@@ -130,6 +133,8 @@ def tune(
     Examples:
 
     `harness tune -a grpo,gspo --trials 20 --dry-run`
+
+    `harness tune --preset tuning` searches the six algorithms on the embedded model.
 
     `harness tune -a gspo --trials 40 --search gp --dim surrogate.high=1e-4:1e-1:log --dim siblings=4,8,16`
     """

@@ -14,7 +14,8 @@ from harness.core.spec import ArmSpec, Spec, StudySpec
 SEARCH = "search.json"
 FINAL = "final"  # folder of the re-evaluation, a study like any other
 
-SamplerName = Literal["tpe", "gp", "nsga2", "random"]
+SamplerName = Literal["tpe", "gp", "nsga2", "qmc", "random"]
+PrunerName = Literal["none", "median", "halving"]
 Objective = Literal["score", "instability", "sampled_tokens"]
 
 
@@ -68,6 +69,8 @@ class SearchRecord(Record):
     objectives: tuple[Objective, ...] = ("score",)
     top: int = Field(ge=1)  # configurations per algorithm that are run again on fresh seeds
     memory_gib: float | None = None  # limit of a run, a constraint like collapse
+    kl_limit: float | None = None  # of the last measured KL to the reference policy, nats/token; a constraint as well
+    pruner: PrunerName = "none"  # stops trials that lag behind, never before 30 % of the budget
 
     def same_search(self, other: SearchRecord) -> bool:
         """Whether the trials of both may stand together: all but their number and what is run again."""

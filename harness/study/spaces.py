@@ -15,21 +15,28 @@ from harness.study.designs import settled
 
 LR = "recipe.lr"
 LR_REACH = 10.0  # the learning rate is searched from a tenth of the recipe's to ten times it
+BATCH = "recipe.prompts_per_step"
+BATCH_REACH = 2  # prompts of a rollout batch: half as many, the recipe's, twice as many
 LR_CHECK = (1 / 3, 3.0)  # sensitivity of the defaults: trials 1 and 2
 Params = dict[str, Any]
 
 
 def shared_space(arm: ArmSpec, recipe: Recipe) -> tuple[Dimension, ...]:
-    """The dimensions every algorithm has: learning rate, mini-batches per rollout batch, beta where there is a KL."""
+    """What every algorithm has: learning rate, updates per rollout batch, its size, and beta where there is a KL."""
     known = leaves(resolve_algorithm(arm.algorithm, arm.overrides, recipe))
     found = [
         Dimension(path=LR, low=recipe.lr / LR_REACH, high=recipe.lr * LR_REACH, log=True),
         Dimension(path="updates.mini_batches", values=tuple(sorted({2, 4, 8, known["updates.mini_batches"]}))),
+        Dimension(path=BATCH, values=_batches(recipe.prompts_per_step)),
     ]
     if known.get("penalties.kl.coef"):
         beta = known["penalties.kl.coef"]
         found.append(Dimension(path="penalties.kl.coef", low=min(beta, 1e-4), high=max(beta, 0.1), log=True))
     return tuple(found)
+
+
+def _batches(prompts: int) -> tuple[int, ...]:
+    return tuple(sorted({max(1, prompts // BATCH_REACH), prompts, prompts * BATCH_REACH}))
 
 
 def space_of(arm: ArmSpec, recipe: Recipe, given: Sequence[tuple[str, Dimension]] = ()) -> tuple[Dimension, ...]:
