@@ -35,7 +35,7 @@ def evaluate(
         samples=num_samples,
         score=fmean(q.correct / q.n for q in questions),
         reward_mean=fmean(finite) if (finite := [s for t in rows if isfinite(s := t.grade.score)]) else 0.0,
-        length_mean=fmean(len(t.response_ids) for t in rows),
+        length_mean=fmean(t.num_tokens for t in rows),
         truncated=fmean(t.finish_reason == "length" for t in rows),
         questions=questions,
     )

@@ -30,7 +30,7 @@ from harness.train.objective import (
     value_loss,
 )
 from harness.train.update import plan_updates
-from tests.algorithms.batches import Batch, make_batch
+from tests.algorithms.batches import Batch, make_batch, turns_of
 
 # (a mark of the record, path) -> why it cannot change anything there; what is refused needs no entry
 INERT = {
@@ -153,6 +153,7 @@ def training(a: Algorithm) -> list[Any]:
         values=batch.values,
         credit=batch.credit,
         components=components(batch),
+        turns=turns_of(batch),
     )
     found = a.advantage(given)
     plan = a.advantage.critic
