@@ -98,8 +98,12 @@ def turns_of(batch: Batch) -> StepCredit:
         first = float(batch.uniform[row]) / 2 if len(at) > 1 else 0.0
         found += [(row, at[(len(at) - 1) // 2], first)] if len(at) > 1 else []
         found += [(row, at[-1], float(batch.reward[row]) - first)] if at else []
-    row_, end, reward = zip(*found, strict=True)
-    return StepCredit(row=torch.tensor(row_), end=torch.tensor(end), reward=torch.tensor(reward, dtype=torch.float64))
+    rows, ends, rewards = [x[0] for x in found], [x[1] for x in found], [x[2] for x in found]
+    return StepCredit(
+        row=torch.tensor(rows, dtype=torch.long),
+        end=torch.tensor(ends, dtype=torch.long),
+        reward=torch.tensor(rewards, dtype=torch.float64),
+    )
 
 
 ragged = st.builds(
