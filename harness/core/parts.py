@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -66,6 +66,7 @@ class RowView:
     limit: int  # hard generation limit, tokens
     reward_range: tuple[float, float]  # of the task
     uniform: Float[Tensor, "B"]  # one counter-based uniform per row, for parts that draw
+    components: Mapping[str, Float[Tensor, "B"]] = field(default_factory=dict)  # named parts of the task's reward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

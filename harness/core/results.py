@@ -69,6 +69,7 @@ class EvalRecord(Record):
     reward_mean: float  # task reward
     length_mean: float  # response tokens
     truncated: float  # share cut at the limit
+    components: dict[str, float] = Field(default_factory=dict)  # mean of each named part of the task reward
     questions: tuple[QuestionScore, ...]
 
 

@@ -126,4 +126,5 @@ def _view(batch: RolloutBatch, facts: TaskFacts, key: tuple[int, ...]) -> RowVie
         limit=facts.limit,
         reward_range=facts.reward_range,
         uniform=torch.from_numpy(uniforms(keys, 1)[:, 0]).to(batch.reward),
+        components=batch.components,
     )
