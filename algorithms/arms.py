@@ -47,6 +47,12 @@ ARMS: Mapping[str, Arm] = {
         algorithm="gspo_token", overrides={"advantage": "process", **CALIBRATED}, bracket="dense"
     ),
     "grpo_process": Arm(algorithm="grpo", overrides={"advantage": "process"}, bracket="dense"),
+    "gspo_token_turns": Arm(algorithm="gspo_token", overrides={"advantage": "turns"}, bracket="dense"),
+    "gspo_token_turns_calibrated": Arm(
+        algorithm="gspo_token", overrides={"advantage": "turns", **CALIBRATED}, bracket="dense"
+    ),
+    "grpo_turns": Arm(algorithm="grpo", overrides={"advantage": "turns"}, bracket="dense"),
+    "ppo_turns": Arm(algorithm="ppo", overrides={"advantage.rewards": "turns"}, bracket="dense"),
     "base": Arm(algorithm="base", bracket="control"),
     "random_reward": Arm(algorithm="random_reward", bracket="control"),
     "rft": Arm(algorithm="rft", bracket="control"),

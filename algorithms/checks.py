@@ -21,6 +21,12 @@ def refusals_for(algorithm: Algorithm, info: TaskInfo) -> None:
             "the task grades whole responses only, so there are no process rewards to learn from",
             "advantage=group, or a task that declares credit",
         )
+    if "turns" in algorithm.needs and info.max_turns == 1:
+        raise UsageError(
+            f"{algorithm.name} with advantage {algorithm.advantage.kind!r} on task {info.name}",
+            "a response is one turn there, so there are no rewards per turn",
+            "advantage=group (for ppo: advantage.rewards=outcome), or a task of several turns such as guess",
+        )
     _components(algorithm, info)
     if "values_past_end" in algorithm.needs:
         raise UsageError(

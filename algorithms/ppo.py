@@ -36,6 +36,7 @@ def build() -> Algorithm:
             whiten=True,  # over all tokens of the rollout batch, verl and TRL
             value_clip=0.5,  # verl, OpenRLHF; TRL 0.2
             warmup_steps=5,  # ours: rollout steps that train the critic alone, charged to the budget
+            rewards="outcome",  # of the whole response, at its last token
         ),
         ratio=Token(guard=20.0),  # verl's numerical guard
         surrogate=Clip(low=0.2, high=0.2, dual=None),  # the paper's epsilon

@@ -109,7 +109,11 @@ def assemble(spec: RunSpec) -> Assembly:
         seed=spec.seed,
         nets=nets,
         optimizers=optimizers,
-        facts=TaskFacts(reward_range=task.info.reward_range, limit=spec.recipe.max_new_tokens),
+        facts=TaskFacts(
+            reward_range=task.info.reward_range,
+            limit=spec.recipe.max_new_tokens * task.info.max_turns,
+            max_turns=task.info.max_turns,
+        ),
         gather=gathered,
         collate=lambda groups: collate(groups, spec.backend.device),
         sync=sampler.sync,

@@ -45,7 +45,7 @@ class Gate:
     def begin(self, parts: Assembly) -> None:
         """Everything that can be measured before the first update. No token is charged, no random stream moves."""
         self._weights = fingerprint(parts.model.policy)
-        self.add(start.reward_information(self._spec.bracket, reads_credit="credit" in parts.algorithm.needs))
+        self.add(start.reward_information(self._spec.bracket, dense=parts.algorithm.dense))
         items = selftest.items_of(parts.task)
         self.add(start.verifier(selftest.verifier_cases(parts, items)), start.prompt(selftest.prompts(parts, items)))
         limit = min(self._spec.recipe.max_new_tokens, selftest.TOKENS)

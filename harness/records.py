@@ -93,7 +93,7 @@ def offending_samples(outcome: StepOutcome, parts: Assembly) -> list[SampleRecor
     if outcome.prepared is None:
         return []
     rows = outcome.prepared.batch.trajectories
-    worst = sorted(range(len(rows)), key=lambda i: (_rank(rows[i].grade.score), -len(rows[i].response_ids), i))
+    worst = sorted(range(len(rows)), key=lambda i: (_rank(rows[i].grade.score), -rows[i].num_tokens, i))
     return _rows(outcome, parts, worst[:READ_ROWS])
 
 
@@ -124,7 +124,7 @@ def _sample(step: int, t: Trajectory, parts: Assembly, advantage: float | None, 
         sample=t.sample,
         prompt=parts.codec.render(t.prompt.messages),
         response=t.text,
-        tokens=len(t.response_ids),
+        tokens=t.num_tokens,
         reward=t.grade.score,
         correct=t.grade.correct,
         extracted=t.grade.extracted,
@@ -159,9 +159,9 @@ def rollout_file(folder: Path, outcome: StepOutcome) -> None:
     optional = {"old_logp": outcome.old_logp, "ref_logp": ready.ref_logp, "values": ready.values}
     optional["policy_version"] = batch.policy_version
     tensors |= {name: value for name, value in optional.items() if value is not None}
-    if batch.credit is not None:
-        credit = batch.credit
-        tensors |= {"credit.row": credit.row, "credit.end": credit.end, "credit.reward": credit.reward}
+    for name, steps in (("credit", batch.credit), ("turns", batch.turns)):
+        if steps is not None:
+            tensors |= {f"{name}.row": steps.row, f"{name}.end": steps.end, f"{name}.reward": steps.reward}
     target = folder / "rollouts" / f"{outcome.progress.step:08d}.safetensors"
     try:
         target.parent.mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from harness.monitor.mismatch import mismatch_metrics
 from harness.monitor.numbers import numbers
 from harness.monitor.sampled import count_sampled
 from harness.rollout.collate import collate
+from harness.rollout.episodes import FULL
 from harness.rollout.order import MAIN, train_prompts
 from harness.train.networks import Networks, as_rows, micro_batches, policy_logps
 from harness.validity.first import FirstBatch
@@ -215,10 +217,19 @@ def ends(groups: Sequence[RolloutGroup], parts: Assembly, limit: int) -> Ends:
     def stopped(t: Trajectory) -> bool:
         return bool(end_ids & set(t.response_ids[-1:])) or any(s in t.text for s in stop)
 
+    def goes_on(t: Trajectory) -> bool:
+        """Whether the policy wrote on behind an end token, in the same turn."""
+        inside = zip(t.response_ids, t.loss_mask, (*t.loss_mask[1:], False), strict=True)
+        return any(mine and more and token in end_ids for token, mine, more in inside)
+
+    def early(t: Trajectory) -> bool:
+        turn = len(list(takewhile(bool, reversed(t.loss_mask))))  # tokens of the last one
+        return t.grade.why != FULL and (stopped(t) or turn < limit)
+
     faults = {
         "without_end": [t for t in rows if t.finish_reason == "stop" and not stopped(t)],
-        "beyond_end": [t for t in rows if end_ids & set(t.response_ids[:-1])],
-        "early": [t for t in rows if t.finish_reason == "length" and (stopped(t) or len(t.response_ids) < limit)],
+        "beyond_end": [t for t in rows if goes_on(t)],
+        "early": [t for t in rows if t.finish_reason == "length" and early(t)],
     }
     odd = next((t for found in faults.values() for t in found), None)
     return Ends(
@@ -237,7 +248,7 @@ def first_batch(groups: Sequence[RolloutGroup], *, fresh: bool) -> FirstBatch:
     return FirstBatch(
         responses=len(rows),
         truncated=_share(t.finish_reason == "length" for t in rows),
-        empty=_share(t.finish_reason == "stop" and len(t.response_ids) <= 1 for t in rows),
+        empty=_share(t.finish_reason == "stop" and t.num_tokens <= 1 for t in rows),
         unreadable=_share(t.grade.extracted is None for t in rows) if told else 0.0,
         ungraded=_share(t.grade.failed for t in rows),
         dead=counts.zero_var,

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tasks import chain, jsonl, programs, reasoning_gym
+from tasks import calculator, chain, guess, jsonl, programs, reasoning_gym
 
-__all__ = ["chain", "jsonl", "programs", "reasoning_gym"]
+__all__ = ["calculator", "chain", "guess", "jsonl", "programs", "reasoning_gym"]

@@ -37,3 +37,13 @@ def check_bool(task: str, name: str, value: object) -> None:
     """Refuses anything but true or false."""
     if not isinstance(value, bool):
         raise UsageError(f"task {task}: {name}={value!r}", "not a truth value", "true or false")
+
+
+def check_turn_reward(task: str, value: object, turns: int) -> None:
+    """Refuses a reward per turn with which play alone could be worth as much as success."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value * turns < 1:
+        raise UsageError(
+            f"task {task}: turn_reward={value!r} with turns={turns}",
+            "the turns alone must earn less than 1, the score of success",
+            f"from 0 to below {1 / turns:g}",
+        )

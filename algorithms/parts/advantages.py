@@ -11,7 +11,7 @@ from algorithms.parts.groupstats import Std, centred, deviation, scaled, zscore
 from harness.core.masked import masked
 from harness.core.parts import Advantage, AdvantageInput, Advantages, CriticPlan, Need
 from harness.core.registry import part
-from harness.core.shapes import Bool, Float, Tensor
+from harness.core.shapes import Bool, Float, Int, Tensor
 
 
 def spread(row: Float[Tensor, "B"], view: AdvantageInput) -> Float[Tensor, "B T"]:
@@ -115,6 +115,66 @@ class Process(Advantage):
         return Advantages(advantages=outcome + self.weight * masked(mean_of_later_steps(z, view), view.mask))
 
 
+def turn_numbers(view: AdvantageInput) -> tuple[Int[Tensor, "B T"], Int[Tensor, "S"]]:
+    """Number of the turn that each position belongs to, and of each entry of `view.turns`, from 0."""
+    assert view.turns is not None
+    at = (view.turns.row, view.turns.end)
+    ended = torch.zeros(view.mask.shape, dtype=torch.long, device=view.mask.device)
+    ended = ended.index_put(at, torch.ones_like(view.turns.row), accumulate=True)
+    number = ended.cumsum(1) - ended
+    return number, number[at]
+
+
+def shaped_turns(view: AdvantageInput) -> Float[Tensor, "S"]:
+    """What each turn earned; what shaping adds to a row's reward is added to its last turn."""
+    assert view.turns is not None
+    row, end, reward = view.turns.row, view.turns.end, view.turns.reward.to(view.reward.dtype)
+    rest = view.reward - torch.zeros_like(view.reward).index_add(0, row, reward)
+    last = torch.full_like(view.group, -1).scatter_reduce(0, row, end, "amax")
+    return reward + torch.where(end == last[row], rest[row], 0.0)
+
+
+@part
+@final
+class Turns(Advantage):
+    """A_it = (G_ik - mu_gk) / (sigma_gk + eps), k the turn of token t and G_ik = sum_{j >= k} gamma^(j-k) r_ij.
+
+    mu and sigma run over the kept siblings that have a k-th turn: a turn is compared with the same turn of the others.
+    With one turn per response it is `group`. Ours, for GSPO-token: its paper (section 4.3) names per-turn advantages as
+    what it is for, and leaves their definition open.
+    """
+
+    kind: ClassVar[str] = "turns"
+    per_token: ClassVar[bool] = True
+    gamma: float = Field(default=1.0, ge=0.0, le=1.0)  # per turn
+    std: Std = "unbiased"
+    eps: float = Field(default=1e-6, ge=0.0)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"turns"})
+
+    def __call__(self, view: AdvantageInput) -> Advantages:
+        if view.turns is None or not len(view.turns.row):
+            return Advantages(advantages=spread(zscore_of(view.reward, view.kept, view, self), view))
+        number, turn = turn_numbers(view)
+        shape = (len(view.reward), int(turn.max()) + 1)
+        reward = view.reward.new_zeros(shape).index_put((view.turns.row, turn), shaped_turns(view))
+        taken = torch.zeros(shape, dtype=torch.bool, device=turn.device)
+        taken = taken.index_put((view.turns.row, turn), torch.ones_like(turn, dtype=torch.bool))
+        to_go = torch.zeros_like(view.reward)
+        columns: list[Tensor] = []
+        for r, has in zip(reward.unbind(1)[::-1], taken.unbind(1)[::-1], strict=True):
+            to_go = r + self.gamma * to_go
+            columns.append(zscore_of(to_go, view.kept & has, view, self))
+        per_turn = torch.stack(columns[::-1], 1)
+        return Advantages(advantages=masked(per_turn.gather(1, number.clamp(max=shape[1] - 1)), view.mask))
+
+
+def zscore_of(x: Float[Tensor, "B"], use: Bool[Tensor, "B"], view: AdvantageInput, part: Turns) -> Float[Tensor, "B"]:
+    return zscore(x, use, view.group, view.num_groups, part.std, part.eps)
+
+
 def last_token(mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
     """True at the last response token of each row that has one."""
     return mask & (mask.flip(1).cumsum(1).flip(1) == 1)
@@ -140,9 +200,13 @@ def gae(
     return masked(torch.stack(columns[::-1], 1), mask)
 
 
-def paid(view: AdvantageInput) -> Float[Tensor, "B T"]:
-    """Rewards per token: the row's reward at its last token, on top of `token_reward` (KL in reward)."""
-    reward = torch.where(last_token(view.mask), view.reward[:, None], 0.0)
+def paid(view: AdvantageInput, by_turn: bool = False) -> Float[Tensor, "B T"]:
+    """Rewards per token: the row's reward at its last token, or each turn's at its own; plus `token_reward`."""
+    if by_turn and view.turns is not None:
+        at = (view.turns.row, view.turns.end)
+        reward = masked(view.reward.new_zeros(view.mask.shape).index_put(at, shaped_turns(view)), view.mask)
+    else:
+        reward = torch.where(last_token(view.mask), view.reward[:, None], 0.0)
     return reward if view.token_reward is None else reward + masked(view.token_reward, view.mask)
 
 
@@ -162,8 +226,9 @@ def whitened(x: Float[Tensor, "B T"], use: Bool[Tensor, "B T"], eps: float = 1e-
 class Gae(Advantage):
     """Generalised advantage estimation with a critic; targets = A + V before whitening.
 
-    The row's reward is paid at its last token, on top of `token_reward` (KL in reward). `value_clip` and
-    `warmup_steps` (rollout steps that train the critic with the actor frozen) are read by the critic's update.
+    The row's reward is paid at its last token (`rewards="turns"`: what each turn earned, at that turn's last token), on
+    top of `token_reward` (KL in reward). `value_clip` and `warmup_steps` (rollout steps that train the critic with the
+    actor frozen) are read by the critic's update.
     Source: Schulman et al. 2016; verl `compute_gae_advantage_return` (gamma 1, lambda 1, value clip 0.5).
     """
 
@@ -176,10 +241,11 @@ class Gae(Advantage):
     whiten: bool = True
     value_clip: float | None = Field(default=0.5, gt=0.0)
     warmup_steps: int = Field(default=5, ge=0)
+    rewards: Literal["outcome", "turns"] = "outcome"
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({"critic"})
+        return frozenset({"critic", "turns"}) if self.rewards == "turns" else frozenset({"critic"})
 
     @property
     def critic(self) -> CriticPlan:
@@ -188,7 +254,7 @@ class Gae(Advantage):
     def __call__(self, view: AdvantageInput) -> Advantages:
         assert view.values is not None, "gae declares that it needs a critic"
         values = masked(view.values, view.mask)
-        raw = gae(paid(view).to(values.dtype), values, view.mask, self.gamma, self.lam)
+        raw = gae(paid(view, self.rewards == "turns").to(values.dtype), values, view.mask, self.gamma, self.lam)
         use = view.mask & view.kept[:, None]
         advantages = whitened(raw, use) if self.whiten else masked(raw, use)
         return Advantages(advantages=advantages, returns=raw + values)

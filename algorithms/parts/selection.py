@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Self, final
+from typing import ClassVar, Literal, Self, final
 
 import torch
 from pydantic import Field, model_validator
@@ -87,6 +87,34 @@ class Random(Selection):
 
     def __call__(self, view: RowView, history: tuple[float, ...]) -> Selected:
         return Selected(kept=best_of_group(view, view.uniform, _constant(view, self.k)), history=history)
+
+
+ATTRIBUTES = ("length", "reward", "correct")
+
+
+@part
+@final
+class ByAttribute(Selection):
+    """The k responses of a group with the highest (or lowest) value of an attribute or of a reward component.
+
+    `by` is length, reward, correct, or the name of a component of the task's reward; a response that has no finite
+    value comes last. Source: GFPO section 3, which leaves the metric open ("any response attribute").
+    """
+
+    kind: ClassVar[str] = "attribute"
+    k: int = Field(default=8, ge=1)
+    by: str = "reward"
+    prefer: Literal["high", "low"] = "high"
+
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        return () if self.by in ATTRIBUTES else (self.by,)
+
+    def __call__(self, view: RowView, history: tuple[float, ...]) -> Selected:
+        own = {"length": view.length, "reward": view.reward, "correct": view.correct}
+        value = (own[self.by] if self.by in own else view.components[self.by]).to(view.reward.dtype)
+        value = torch.where(value.isfinite(), value if self.prefer == "high" else -value, -torch.inf)
+        return Selected(kept=best_of_group(view, value, _constant(view, self.k)), history=history)
 
 
 @part

@@ -109,7 +109,7 @@ def _probe(spec: StudySpec, parts: Assembly) -> dict[str, Any]:
     groups = parts.collector.collect(prompts, samples, (0, 0)).groups
     seconds = time.monotonic() - start
     rows = [t for g in groups for t in g.trajectories]
-    tokens = sum(len(t.response_ids) for t in rows)
+    tokens = sum(t.num_tokens for t in rows)
     first = rows[0]
     return {
         "prompt": parts.codec.render(first.prompt.messages),

@@ -163,7 +163,7 @@ def _row(index: int, prompt: Prompt, group: RolloutGroup, parts: Assembly) -> Ro
         "truncated": sum(t.finish_reason == "length" for t in rows),
         "unreadable": sum(t.grade.extracted is None for t in rows),
         "failed": sum(t.grade.failed for t in rows),
-        "tokens": sum(len(t.response_ids) for t in rows),
+        "tokens": sum(t.num_tokens for t in rows),
         "question": prompt.messages[-1]["content"],
         "answer": answer,
         "first_response": rows[0].text,

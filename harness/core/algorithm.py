@@ -91,6 +91,11 @@ class Algorithm(BaseModel):
         """Union of the parts' needs; it decides what the backbone provisions."""
         return frozenset().union(*(part.needs for part in self.parts()))
 
+    @property
+    def dense(self) -> bool:
+        """Whether it reads rewards for parts of a response: process rewards, or those of turns."""
+        return bool(self.needs & {"credit", "turns"})
+
     def parts(self) -> tuple[Part, ...]:
         """All parts, in slot order."""
         found: list[Part] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,7 +18,7 @@ from harness.core.expect import expect_shape, expect_tokens
 from harness.core.shapes import Bool, Float, Int, Tensor
 from harness.core.types import BatchTotals, StepCredit
 
-Need = Literal["critic", "reference", "graded_reward", "credit", "entropy", "components", "values_past_end"]
+Need = Literal["critic", "reference", "graded_reward", "credit", "entropy", "components", "turns", "values_past_end"]
 
 
 class Part(BaseModel, ABC):
@@ -66,6 +66,7 @@ class RowView:
     limit: int  # hard generation limit, tokens
     reward_range: tuple[float, float]  # of the task
     uniform: Float[Tensor, "B"]  # one counter-based uniform per row, for parts that draw
+    components: Mapping[str, Float[Tensor, "B"]] = field(default_factory=dict)  # named parts of the task's reward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +99,12 @@ class AdvantageInput:
     values: Float[Tensor, "B T"] | None = None  # critic's values under the behaviour-time critic
     credit: StepCredit | None = None  # process rewards
     components: Mapping[str, Float[Tensor, "B"]] | None = None  # named parts of the task's reward; NaN = abstains
+    turns: StepCredit | None = None  # what each turn earned; None where a response is one turn
 
     def __post_init__(self) -> None:
         """A row whose reward is not finite abstains: it counts as not kept, so its advantage is 0 (TRL).
 
-        So does a component that is not finite (it becomes NaN), and a process reward (its step is left out).
+        So does a component that is not finite (it becomes NaN), and a process reward or a turn's (it is left out).
         """
         expect_tokens("AdvantageInput", self.mask, token_reward=self.token_reward, values=self.values)
         rows = (len(self.mask),)
@@ -114,9 +116,10 @@ class AdvantageInput:
         if self.components:
             finite = {name: torch.where(x.isfinite(), x, torch.nan) for name, x in self.components.items()}
             object.__setattr__(self, "components", finite)
-        if self.credit is not None:
-            c, use = self.credit, self.credit.reward.isfinite()
-            object.__setattr__(self, "credit", StepCredit(row=c.row[use], end=c.end[use], reward=c.reward[use]))
+        for name, c in (("credit", self.credit), ("turns", self.turns)):
+            if c is not None:
+                use = c.reward.isfinite()
+                object.__setattr__(self, name, StepCredit(row=c.row[use], end=c.end[use], reward=c.reward[use]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

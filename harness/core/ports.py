@@ -23,7 +23,7 @@ class TaskInfo:
     graded: bool = False  # the score takes more than two values
     credit: bool = False  # grades carry process rewards
     components: tuple[str, ...] = ()  # names of the parts of the reward that grades carry
-    single_turn: bool = True
+    max_turns: int = 1  # after which an episode is over at the latest
     self_testable: bool = True  # gold answers are graded right, those of other items wrong; False: known not to be
     sizes: Mapping[Split, int | None] = field(default_factory=dict)  # number of items; None = endless
     description: str = ""

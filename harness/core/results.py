@@ -70,6 +70,7 @@ class EvalRecord(Record):
     reward_mean: float  # task reward
     length_mean: float  # response tokens
     truncated: float  # share cut at the limit
+    components: dict[str, float] = Field(default_factory=dict)  # mean of each named part of the task reward
     questions: tuple[QuestionScore, ...]  # left out by the light reader; `asked` has them either way
 
     _asked: Questions | None = PrivateAttr(None)

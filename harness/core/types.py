@@ -73,6 +73,7 @@ class Observation:
     """The environment's reply between two turns; its tokens never enter the loss."""
 
     messages: tuple[Message, ...]
+    reward: float = 0.0  # what the turn that it answers earned; the last turn earns the rest of the score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,12 @@ class Trajectory:
     text: str
     grade: Grade
     credit: tuple[tuple[int, float], ...] = ()  # (index of the step's last token, reward)
+    turns: tuple[tuple[int, float], ...] = ()  # (index of the turn's last token, reward); empty where a task has one
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the policy produced."""
+        return sum(self.loss_mask)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,11 +117,11 @@ class RolloutGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCredit:
-    """Process rewards of a batch, one entry per step, in any order."""
+    """Rewards of the steps or of the turns of a batch, one entry each; steps in any order, turns row by row."""
 
     row: Int[Tensor, "S"]  # which row the step belongs to
     end: Int[Tensor, "S"]  # position of its last token
-    reward: Float[Tensor, "S"]  # in [0, 1]
+    reward: Float[Tensor, "S"]  # of a process step in [0, 1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +141,7 @@ class RolloutBatch:
     credit: StepCredit | None
     trajectories: tuple[Trajectory, ...]  # the rows as they came, for samples and rollout files
     policy_version: Int[Tensor, "B"] | None = None  # oldest weights that sampled a row, as stamped; None = unknown
+    turns: StepCredit | None = None  # what each turn earned, in the order of the turns; None in single-turn tasks
 
     @property
     def num_rows(self) -> int:

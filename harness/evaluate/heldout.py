@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import isfinite
+from math import isfinite, nan
 from statistics import fmean
 
 from harness.core.ports import Split
@@ -35,11 +35,19 @@ def evaluate(
         samples=num_samples,
         score=fmean(q.correct / q.n for q in questions),
         reward_mean=fmean(finite) if (finite := [s for t in rows if isfinite(s := t.grade.score)]) else 0.0,
-        length_mean=fmean(len(t.response_ids) for t in rows),
+        length_mean=fmean(t.num_tokens for t in rows),
         truncated=fmean(t.finish_reason == "length" for t in rows),
+        components=_components(rows),
         questions=questions,
     )
     return record, groups
+
+
+def _components(rows: Sequence[Trajectory]) -> dict[str, float]:
+    """Mean of each named part of the reward over the responses that have it."""
+    names = sorted({name for t in rows for name in t.grade.components})
+    known = {n: [x for t in rows if isfinite(x := t.grade.components.get(n, nan))] for n in names}
+    return {name: fmean(values) for name, values in known.items() if values}
 
 
 def _question(rows: Sequence[Trajectory]) -> QuestionScore:

@@ -74,11 +74,6 @@ def as_batch(tensors: Mapping[str, Tensor], limit: int) -> RolloutBatch:
     prompts = tuple(tuple(int(i) for i in line if i >= 0) for line in tensors["prompt_ids"].tolist())
     ended = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
     truncated = tensors.get("truncated", ended >= limit)
-    credit = None
-    if len(tensors.get("credit.row", ())):
-        credit = StepCredit(
-            row=tensors["credit.row"], end=tensors["credit.end"], reward=tensors["credit.reward"].float()
-        )
     return RolloutBatch(
         prompt_ids=prompts,
         response_ids=tensors["response_ids"].long(),
@@ -90,10 +85,17 @@ def as_batch(tensors: Mapping[str, Tensor], limit: int) -> RolloutBatch:
         correct=tensors["correct"].bool(),
         truncated=truncated,
         components={k.removeprefix("component."): v for k, v in tensors.items() if k.startswith("component.")},
-        credit=credit,
+        credit=_steps(tensors, "credit"),
+        turns=_steps(tensors, "turns"),
         trajectories=_trajectories(tensors, prompts, group, mask, ended),
         policy_version=tensors["policy_version"].long() if "policy_version" in tensors else None,
     )
+
+
+def _steps(tensors: Mapping[str, Tensor], name: str) -> StepCredit | None:
+    if not len(tensors.get(f"{name}.row", ())):
+        return None
+    return StepCredit(row=tensors[f"{name}.row"], end=tensors[f"{name}.end"], reward=tensors[f"{name}.reward"].float())
 
 
 def _trajectories(
@@ -131,13 +133,15 @@ def _trajectories(
 def take_rows(batch: RolloutBatch, rows: Int[Tensor, "b"]) -> RolloutBatch:
     """Some rows as a batch of its own, of the same width; groups are numbered anew."""
     kept = rows.tolist()
-    credit = None
-    if batch.credit is not None:
-        place = torch.full((batch.num_rows,), -1, device=rows.device)
-        place[rows] = torch.arange(len(rows), device=rows.device)
-        at = place[batch.credit.row]
-        use = at >= 0
-        credit = StepCredit(row=at[use], end=batch.credit.end[use], reward=batch.credit.reward[use])
+    place = torch.full((batch.num_rows,), -1, device=rows.device)
+    place[rows] = torch.arange(len(rows), device=rows.device)
+
+    def taken(steps: StepCredit | None) -> StepCredit | None:
+        if steps is None:
+            return None
+        at = place[steps.row]
+        return StepCredit(row=at[at >= 0], end=steps.end[at >= 0], reward=steps.reward[at >= 0])
+
     return replace(
         batch,
         prompt_ids=tuple(batch.prompt_ids[i] for i in kept),
@@ -150,7 +154,8 @@ def take_rows(batch: RolloutBatch, rows: Int[Tensor, "b"]) -> RolloutBatch:
         correct=batch.correct[rows],
         truncated=batch.truncated[rows],
         components={name: v[rows] for name, v in batch.components.items()},
-        credit=credit,
+        credit=taken(batch.credit),
+        turns=taken(batch.turns),
         trajectories=tuple(batch.trajectories[i] for i in kept),
         policy_version=None if batch.policy_version is None else batch.policy_version[rows],
     )

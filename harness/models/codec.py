@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.core.spec import TemplateSpec
 from harness.core.types import Message
-from harness.models.template import encode, render, template_hash
+from harness.models.template import encode, encode_reply, render, template_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +30,10 @@ class TextCodec:
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Prompt tokens."""
         return encode(self._tokenizer, self._template, messages)
+
+    def encode_reply(self, messages: Sequence[Message], reply: Sequence[Message], last: int) -> tuple[int, ...]:
+        """Tokens between two turns of the policy, the first of which ended with the token `last`."""
+        return encode_reply(self._tokenizer, self._template, messages, reply, last)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Tokens of a text as a response would hold them: no template, no special tokens."""

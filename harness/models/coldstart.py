@@ -1,8 +1,9 @@
-"""Cold starts of `tiny`: supervised training on `chain` until pass@1 is about .35.
+"""Cold starts of `tiny`: supervised training on `chain` until pass@1 is about .35; and `tiny-turns`, on two games.
 
-`python -m harness.models.coldstart` regenerates `coldstarts/tiny-{0..4}.safetensors` and `coldstarts.json`, about
-25 s per seed on one thread. One thread and fixed seeds: the same machine and torch version give the same bytes.
-Nothing here is used in a run; a run reads the five files and checks their hashes.
+`python -m harness.models.coldstart` regenerates `coldstarts/tiny-{0..4}.safetensors`, `tiny-turns-0.safetensors`
+(`harness.models.coldstart_turns`) and `coldstarts.json`, about 25 s per file on one thread. One thread and fixed seeds:
+the same machine and torch version give the same bytes. Nothing here is used in a run; a run reads the files and checks
+their hashes.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import json
 import platform
 import sys
 from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from harness.models.tiny import EOS_ID, PAD_ID, tiny_model, tiny_tokenizer
 from harness.models.weights import file_sha256, save_weights, unique_tensors
@@ -51,35 +55,31 @@ def make_batch(
         prompt = task.item("train", first + offset)
         answer = cold_start_answer(prompt, STYLES[style])
         rows.append((tokenizer.encode(prompt.messages[-1]["content"]), [*tokenizer.encode(answer), EOS_ID]))
-    length = max(len(question) + len(answer) for question, answer in rows)
+    return padded([(q + a, [False] * len(q) + [True] * len(a)) for q, a in rows])
+
+
+def padded(rows: Sequence[tuple[list[int], list[bool]]]) -> tuple[Tensor, Tensor]:
+    """Rows of ids and of what is to be learned, right-padded."""
+    length = max(len(ids) for ids, _ in rows)
     ids = torch.full((len(rows), length), PAD_ID)
     mask = torch.zeros((len(rows), length), dtype=torch.bool)
-    for i, (asked, answered) in enumerate(rows):
-        end = len(asked) + len(answered)
-        ids[i, :end] = torch.tensor(asked + answered)
-        mask[i, len(asked) : end] = True
+    for i, (line, learned) in enumerate(rows):
+        ids[i, : len(line)] = torch.tensor(line)
+        mask[i, : len(line)] = torch.tensor(learned)
     return ids, mask
 
 
 @torch.no_grad()
-def sample_texts(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[Prompt],
-    *,
-    samples: int,
-    max_new_tokens: int,
-    seed: int,
-) -> list[list[tuple[str, bool]]]:
-    """`samples` responses per prompt at temperature 1: (text, ended by itself); prompts of one length share a batch."""
+def sample_ids(
+    model: PreTrainedModel, contexts: Sequence[list[int]], max_new_tokens: int, generator: torch.Generator
+) -> list[list[int]]:
+    """One response per context at temperature 1, its end token included; contexts of one length share a batch."""
     from transformers import DynamicCache
 
-    generator = torch.Generator().manual_seed(seed)
-    encoded = [tokenizer.encode(prompt.messages[-1]["content"]) for prompt in prompts]
-    answers: list[list[tuple[str, bool]]] = [[] for _ in prompts]
-    for length in sorted({len(ids) for ids in encoded}):
-        chosen = [i for i, ids in enumerate(encoded) if len(ids) == length]
-        ids = torch.tensor([encoded[i] for i in chosen for _ in range(samples)])
+    answers: list[list[int]] = [[] for _ in contexts]
+    for length in sorted({len(ids) for ids in contexts}):
+        chosen = [i for i, ids in enumerate(contexts) if len(ids) == length]
+        ids = torch.tensor([contexts[i] for i in chosen])
         cache, tokens, done = DynamicCache(), [], torch.zeros(len(ids), dtype=torch.bool)
         for _ in range(max_new_tokens):
             logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
@@ -89,10 +89,26 @@ def sample_texts(
             done = done | (ids[:, 0] == EOS_ID)
             if done.all():
                 break
-        texts = tokenizer.batch_decode(torch.cat(tokens, 1).tolist(), skip_special_tokens=True)
-        for row, (text, ended) in enumerate(zip(texts, done.tolist(), strict=True)):
-            answers[chosen[row // samples]].append((text, ended))
+        for i, row in zip(chosen, torch.cat(tokens, 1).tolist(), strict=True):
+            answers[i] = row[: row.index(EOS_ID) + 1] if EOS_ID in row else row
     return answers
+
+
+def sample_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    *,
+    samples: int,
+    max_new_tokens: int,
+    seed: int,
+) -> list[list[tuple[str, bool]]]:
+    """`samples` responses per prompt at temperature 1: (text, ended by itself)."""
+    generator = torch.Generator().manual_seed(seed)
+    contexts = [tokenizer.encode(prompt.messages[-1]["content"]) for prompt in prompts for _ in range(samples)]
+    answers = sample_ids(model, contexts, max_new_tokens, generator)
+    found = [(tokenizer.decode(ids, skip_special_tokens=True), ids[-1] == EOS_ID) for ids in answers]
+    return [found[i : i + samples] for i in range(0, len(found), samples)]
 
 
 def measure(
@@ -139,17 +155,12 @@ def train(seed: int, *, log: bool = True) -> tuple[PreTrainedModel, dict[str, An
     for step in range(1, MAX_STEPS + 1):
         first = ((seed + 1) << 40) + step * BATCH_SIZE  # far from the indices that a run draws
         ids, mask = make_batch(task, tokenizer, first, generator)
-        logits = model(input_ids=ids).logits[:, :-1]
-        logp = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-        loss = -logp[mask[:, 1:]].sum() / (BATCH_SIZE * _MEAN_ANSWER)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        loss = learn(model, optimizer, ids, mask, BATCH_SIZE * _MEAN_ANSWER)
         if step < FIRST_LOOK or step % LOOK_EVERY:
             continue
         look = measure(model, tokenizer, task, split="validation", first=1 << 40, num_prompts=LOOK_PROMPTS, seed=step)
         if log:
-            _say(f"seed {seed} step {step} loss {loss.item():.3f} pass@1 {look['pass@1']:.3f}")
+            say(f"seed {seed} step {step} loss {loss:.3f} pass@1 {look['pass@1']:.3f}")
         if STOP_AT[0] <= look["pass@1"] <= STOP_AT[1]:
             final = measure(
                 model, tokenizer, task, split="validation", first=1 << 41, num_prompts=FINAL_PROMPTS, seed=seed
@@ -159,7 +170,18 @@ def train(seed: int, *, log: bool = True) -> tuple[PreTrainedModel, dict[str, An
     raise SystemExit(f"seed {seed}: pass@1 was never inside {STOP_AT} within {MAX_STEPS} steps")
 
 
-def _say(line: str) -> None:
+def learn(model: PreTrainedModel, optimizer: Optimizer, ids: Tensor, mask: Tensor, tokens: float) -> float:
+    """One step of supervised training; the loss, summed over what is to be learned and divided by `tokens`."""
+    logits = model(input_ids=ids).logits[:, :-1]
+    logp = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    loss = -logp[mask[:, 1:]].sum() / tokens
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())
+
+
+def say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
@@ -167,18 +189,26 @@ def _say(line: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Trains the cold starts and writes their files and `coldstarts.json`."""
     parser = argparse.ArgumentParser(prog="python -m harness.models.coldstart", description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="which cold starts to train")
+    parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS), help="which cold starts of chain to train")
+    parser.add_argument("--no-turns", dest="turns", action="store_false", help="leave tiny-turns as it is")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the weight files")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     index = options.out / "coldstarts.json"
     known = json.loads(index.read_text())["coldstarts"] if index.exists() else {}
-    for seed in options.seeds:
-        model, facts = train(seed)
-        path = options.out / f"tiny-{seed}.safetensors"
+    lessons: list[tuple[str, Callable[[], tuple[PreTrainedModel, dict[str, Any]]]]] = [
+        (f"tiny-{seed}", partial(train, seed)) for seed in options.seeds
+    ]
+    if options.turns:
+        from harness.models.coldstart_turns import train_turns
+
+        lessons.append(("tiny-turns-0", train_turns))
+    for name, lesson in lessons:
+        model, facts = lesson()
+        path = options.out / f"{name}.safetensors"
         save_weights(unique_tensors(model), path)
         known[path.stem] = {"file": path.name, "sha256": file_sha256(path), **facts}
-        _say(json.dumps(known[path.stem]))
+        say(json.dumps(known[path.stem]))
     record = {
         "command": "python -m harness.models.coldstart",
         "task": "chain",

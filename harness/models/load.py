@@ -1,4 +1,4 @@
-"""Loads a policy by name: `tiny`, `smollm2-135m`, a Hugging Face id or a local path."""
+"""Loads a policy by name: `tiny`, `tiny-turns`, `smollm2-135m`, a Hugging Face id or a local path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 COLDSTARTS = Path(__file__).parent / "coldstarts"
-NUM_COLDSTARTS = 5
+NUM_COLDSTARTS = {"tiny": 5, "tiny-turns": 1}  # shipped initial weights of the embedded model, by its name
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -71,9 +71,9 @@ def load(spec: ModelSpec, *, seed: int, device: str, dtype: str) -> LoadedModel:
 
 def pinned(spec: ModelSpec, seed: int) -> ModelSpec:
     """The model whose initial weights are those that `seed` chooses, whatever the seed of the run."""
-    if spec.name != "tiny" or "coldstart" in spec.params:
+    if spec.name not in NUM_COLDSTARTS or "coldstart" in spec.params:
         return spec
-    return spec.model_copy(update={"params": {**spec.params, "coldstart": seed % NUM_COLDSTARTS}})
+    return spec.model_copy(update={"params": {**spec.params, "coldstart": seed % NUM_COLDSTARTS[spec.name]}})
 
 
 def end_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -113,17 +113,17 @@ def context_length(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     return tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else 2048
 
 
-def verified_coldstart(number: int, folder: Path = COLDSTARTS) -> Path:
+def verified_coldstart(name: str, number: int, folder: Path = COLDSTARTS) -> Path:
     """The weight file of a cold start, after its hash was compared with `coldstarts.json`."""
-    path, index = folder / f"tiny-{number}.safetensors", folder / "coldstarts.json"
-    again = "a fresh installation, or regenerate all five with `python -m harness.models.coldstart`"
+    path, index = folder / f"{name}-{number}.safetensors", folder / "coldstarts.json"
+    again = "a fresh installation, or regenerate all of them with `python -m harness.models.coldstart`"
     if not path.exists() or not index.exists():
-        raise UsageError(f"model tiny, cold start {number}", f"{path} or its index is missing", again)
-    expected = json.loads(index.read_text(encoding="utf-8"))["coldstarts"][f"tiny-{number}"]["sha256"]
+        raise UsageError(f"model {name}, cold start {number}", f"{path} or its index is missing", again)
+    expected = json.loads(index.read_text(encoding="utf-8"))["coldstarts"][f"{name}-{number}"]["sha256"]
     actual = file_sha256(path)
     if actual != expected:
         raise UsageError(
-            f"model tiny, cold start {number}: {path}",
+            f"model {name}, cold start {number}: {path}",
             f"its sha256 is {actual[:16]}..., coldstarts.json says {expected[:16]}...: the file was changed or cut",
             again,
         )
@@ -143,11 +143,12 @@ def _load_tiny(spec: ModelSpec, seed: int, dtype: torch.dtype) -> tuple[PreTrain
     from harness.models.tiny import tiny_model, tiny_tokenizer
 
     _check_params(spec, ("coldstart",))
-    number = spec.params.get("coldstart", seed % NUM_COLDSTARTS)
-    if number not in range(NUM_COLDSTARTS):
-        raise UsageError(f"model tiny: coldstart={number!r}", "no such cold start", f"0 to {NUM_COLDSTARTS - 1}")
+    count = NUM_COLDSTARTS[spec.name]
+    number = spec.params.get("coldstart", seed % count)
+    if number not in range(count):
+        raise UsageError(f"model {spec.name}: coldstart={number!r}", "no such cold start", f"0 to {count - 1}")
     policy = tiny_model()
-    missing, unexpected = policy.load_state_dict(load_file(verified_coldstart(int(number))), strict=False)
+    missing, unexpected = policy.load_state_dict(load_file(verified_coldstart(spec.name, int(number))), strict=False)
     assert not unexpected
     assert missing in ([], ["lm_head.weight"], ["model.embed_tokens.weight"])  # the head is tied to the embedding
     return policy.to(dtype), tiny_tokenizer()
@@ -163,5 +164,6 @@ def _load_smollm2(spec: ModelSpec, seed: int, dtype: torch.dtype) -> tuple[PreTr
 
 _BUNDLED: Mapping[str, Callable[[ModelSpec, int, torch.dtype], Any]] = {
     "tiny": _load_tiny,
+    "tiny-turns": _load_tiny,
     "smollm2-135m": _load_smollm2,
 }

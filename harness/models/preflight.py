@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from harness.core.ports import Task
 from harness.core.spec import ModelSpec, RunSpec, StudySpec
+from harness.models.load import NUM_COLDSTARTS
 from harness.models.template import encode
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def longest_response(spec: RunSpec, task: Task) -> int | None:
     tokenizer = tokenizer_of(spec.model)
     prompts = (task.item(split, i) for split in ("train", "validation") for i in range(PROMPTS_LOOKED_AT))
     prompt = max(len(encode(tokenizer, spec.task.template, p.messages)) for p in prompts)
-    if spec.model.name == "tiny":
+    if spec.model.name in NUM_COLDSTARTS:
         from harness.models.tiny import CONTEXT
 
         return CONTEXT - prompt
@@ -47,7 +48,7 @@ def place_of(model: ModelSpec) -> str:
 
 def tokenizer_of(model: ModelSpec) -> PreTrainedTokenizerBase:
     """The tokenizer alone, without the weights."""
-    if model.name == "tiny":
+    if model.name in NUM_COLDSTARTS:
         from harness.models.tiny import tiny_tokenizer
 
         return tiny_tokenizer()

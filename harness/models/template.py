@@ -12,6 +12,8 @@ from harness.core.types import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_ANSWER = "(what the assistant said)"  # stands for a turn whose tokens are known
+
 
 def style_of(tokenizer: PreTrainedTokenizerBase, template: TemplateSpec) -> Literal["chat", "plain"]:
     """The style in force: `auto` is chat where the tokenizer has a chat template."""
@@ -53,6 +55,38 @@ def encode(tokenizer: PreTrainedTokenizerBase, template: TemplateSpec, messages:
     if not ids:
         raise UsageError(f"prompt {text[:60]!r}", "it has no tokens", "a task whose prompts are not empty")
     return tuple(ids)
+
+
+def encode_reply(
+    tokenizer: PreTrainedTokenizerBase,
+    template: TemplateSpec,
+    messages: Sequence[Message],
+    reply: Sequence[Message],
+    last: int,
+) -> tuple[int, ...]:
+    """The tokens between a turn of the policy that ended with token `last` and its next turn.
+
+    chat: what the template writes after an assistant's message, without the end token that the policy wrote itself.
+    plain: the contents on lines of their own. The policy's tokens are never encoded again.
+    """
+    if style_of(tokenizer, template) == "plain":
+        text = "".join(["\n", *(f"{turn['content']}\n" for turn in reply)])
+    else:
+        turns = [*_with_system(template.system, messages), {"role": "assistant", "content": _ANSWER}, *reply]
+        whole = tokenizer.apply_chat_template([dict(t) for t in turns], tokenize=False, add_generation_prompt=True)
+        _, mark, text = str(whole).rpartition(_ANSWER)
+        if not mark:
+            raise UsageError(
+                "a task of several turns with this chat template",
+                "the template leaves out what the assistant said in an earlier turn",
+                "--template plain",
+            )
+        end = str(tokenizer.decode([last]))
+        text = text.removeprefix(end) if last in tokenizer.all_special_ids else text
+    ids = tuple(int(i) for i in tokenizer.encode(text, add_special_tokens=False))
+    if not ids:
+        raise UsageError(f"reply {list(reply)!r}", "it has no tokens, so two turns would be one", "a reply with a text")
+    return ids
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase, template: TemplateSpec) -> str:

@@ -58,7 +58,7 @@ def count_sampled(
     every = sum(all(t.grade.correct for t in g.trajectories) for g in dead)
     share = 1 / len(wide) if wide else None
     return SampledCounts(
-        tokens=sum(sum(t.loss_mask) for t in rows),
+        tokens=sum(t.num_tokens for t in rows),
         rows=len(rows),
         groups=len(groups),
         reward_mean=math.fsum(finite) / len(finite) if finite else None,

@@ -16,6 +16,7 @@ Layout (schema_version 2); an *estimate* is {value, low, high, n, level, estimat
     curves      held-out score per run and arm; panels: stability metrics per run
     components  slots x arms; differences: dotted paths; identical: arms with equal resolved algorithms;
                 skipped: arms left out, with the reason
+    reward_components  arm -> named part of the reward -> held-out mean before and after, training mean at the end
     validity    may anything be ranked: level and reason, findings, checks passed, noise floor, pairing
     setup       fairness contract: what must be the same, and whether it was
     noise       seed SD, evaluation SE, spread within and between cold starts
@@ -37,6 +38,7 @@ from harness.report.curves import PANELS, axis_rankings, learning_curves, panels
 from harness.report.declaration import declaration
 from harness.report.evidence import arm_evidence, pair_evidence, profiles, use_when
 from harness.report.provenance import provenance
+from harness.report.rewards import reward_components
 from harness.report.rules import check_rules
 from harness.report.samples import samples
 from harness.report.style import assign
@@ -85,6 +87,7 @@ def build_report(study: StudyFolder, together: int = 1) -> dict[str, Any]:
         "differences": differences(algorithms, study.spec.reference_arm),
         "identical": identical({a: slots for a, slots in algorithms.items() if a not in own_recipe}),
         "skipped": [arm.model_dump() for arm in study.spec.skipped],
+        "reward_components": reward_components(by_arm, counted),
         "setup": shared_setup(study),
         "noise": verdict.noise(facts),
         "samples": samples(by_arm),

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from harness.report import evidence_tables, figures, several_tables, tables, text
 from harness.report.declaration import sentence
 from harness.report.plots import evidence_plots
+from harness.report.rewards import reward_parts
 
 SHORT = {"sampled_tokens": "sampled tokens", "step": "steps", "trained_tokens": "trained tokens",
          "wallclock_s": "training time"}  # fmt: skip
@@ -35,7 +36,7 @@ def views(report: Mapping[str, Any]) -> dict[str, Any]:
     """All tables by name."""
     makers = (
         tables.verdict, evidence_tables.use_when, evidence_tables.aggregates, evidence_tables.tests,
-        tables.efficiency, tables.behaviour, tables.budget, tables.pairs, tables.noise, tables.ranks,
+        tables.efficiency, tables.behaviour, reward_parts, tables.budget, tables.pairs, tables.noise, tables.ranks,
         tables.runs, tables.ledger, tables.config, tables.setup, tables.validity,
     )  # fmt: skip
     return {maker.__name__: maker(report) for maker in makers}

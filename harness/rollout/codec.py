@@ -16,6 +16,9 @@ class Codec(Protocol):
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Prompt tokens after the chat template."""
 
+    def encode_reply(self, messages: Sequence[Message], reply: Sequence[Message], last: int) -> tuple[int, ...]:
+        """Tokens between two turns of the policy, the first of which ended with the token `last`."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """Response text without special tokens."""
 

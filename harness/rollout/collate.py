@@ -16,7 +16,6 @@ def collate(groups: Sequence[RolloutGroup], device: torch.device | str = "cpu") 
     rows = [t for g in groups for t in g.trajectories]
     width = max((len(t.response_ids) for t in rows), default=0)
     has_entropy = bool(rows) and all(t.entropy is not None for t in rows)
-    steps = [(i, end, reward) for i, t in enumerate(rows) for end, reward in t.credit]
     names = sorted({name for t in rows for name in t.grade.components})
 
     def padded(values: Sequence[Sequence[Any]], dtype: torch.dtype) -> Tensor:
@@ -26,6 +25,15 @@ def collate(groups: Sequence[RolloutGroup], device: torch.device | str = "cpu") 
 
     def column(values: Sequence[Any], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=device)
+
+    def credited(lists: Sequence[Sequence[tuple[int, float]]]) -> StepCredit | None:
+        found = [(i, end, reward) for i, line in enumerate(lists) for end, reward in line]
+        if not found:
+            return None
+        row, end, reward = zip(*found, strict=True)
+        return StepCredit(
+            row=column(row, torch.long), end=column(end, torch.long), reward=column(reward, torch.float32)
+        )
 
     return RolloutBatch(
         prompt_ids=tuple(t.prompt_ids for t in rows),
@@ -38,15 +46,10 @@ def collate(groups: Sequence[RolloutGroup], device: torch.device | str = "cpu") 
         correct=column([t.grade.correct for t in rows], torch.bool),
         truncated=column([t.finish_reason == "length" for t in rows], torch.bool),
         components={n: column([t.grade.components.get(n, float("nan")) for t in rows], torch.float32) for n in names},
-        credit=StepCredit(
-            row=column([s[0] for s in steps], torch.long),
-            end=column([s[1] for s in steps], torch.long),
-            reward=column([s[2] for s in steps], torch.float32),
-        )
-        if steps
-        else None,
+        credit=credited([t.credit for t in rows]),
         trajectories=tuple(rows),
         policy_version=column([min(v for _, v in t.segments) for t in rows], torch.long)
         if all(t.segments for t in rows)
         else None,
+        turns=credited([t.turns for t in rows]),
     )

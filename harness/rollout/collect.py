@@ -1,4 +1,4 @@
-"""Prompts -> graded groups. The episode loop of multi-turn tasks belongs here."""
+"""Prompts -> graded groups."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from functools import lru_cache
 from harness.core.errors import UsageError
 from harness.core.ports import Response, Sampler, SampleRequest, SingleTurnTask, Task
 from harness.core.randomness import counter
-from harness.core.types import Completion, Done, Grade, Prompt, RolloutGroup, Trajectory
+from harness.core.types import Completion, Grade, Prompt, RolloutGroup, Trajectory
 from harness.rollout.codec import Codec, last_token, token_ends
+from harness.rollout.episodes import Stage, begin, play, trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,20 +42,62 @@ class Collector:
             seen[prompt.id] += 1
         completions = self.sampler.generate(requests, max_new_tokens=self.max_new_tokens, temperature=self.temperature)
         generated = self.clock()
+        if isinstance(self.task, SingleTurnTask):
+            groups = self._graded(self.task, prompts, requests, completions)
+            return Collected(groups=groups, t_gen=generated - start, t_reward=self.clock() - generated)
+        groups, waited = self._played(prompts, requests, completions)
+        spent = self.clock() - start
+        return Collected(groups=groups, t_gen=generated - start + waited, t_reward=spent - (generated - start) - waited)
+
+    def _graded(
+        self,
+        task: SingleTurnTask,
+        prompts: Sequence[Prompt],
+        requests: Sequence[SampleRequest],
+        completions: Sequence[Sequence[Completion]],
+    ) -> list[RolloutGroup]:
         piece = lru_cache(maxsize=None)(lambda i: self.codec.decode((i,)))
         responses = [
             Response(prompt=p, text=self.codec.decode(c.token_ids), finish_reason=c.finish_reason)
             for p, answers in zip(prompts, completions, strict=True)
             for c in answers
         ]
-        texts, grades = iter([r.text for r in responses]), iter(self._grades(responses))
+        texts, grades = iter([r.text for r in responses]), iter(task.grade_many(responses))
         groups = []
         for prompt, request, answers in zip(prompts, requests, completions, strict=True):
             rows = tuple(
                 self._trajectory(prompt, request, j, c, next(texts), next(grades), piece) for j, c in enumerate(answers)
             )
             groups.append(RolloutGroup(prompt=prompt, trajectories=rows))
-        return Collected(groups=groups, t_gen=generated - start, t_reward=self.clock() - generated)
+        return groups
+
+    def _played(
+        self,
+        prompts: Sequence[Prompt],
+        requests: Sequence[SampleRequest],
+        completions: Sequence[Sequence[Completion]],
+    ) -> tuple[list[RolloutGroup], float]:
+        """Episodes of a task with several turns, and the seconds that the turns after the first took to generate."""
+        waited = 0.0
+
+        def generate(wanted: Sequence[SampleRequest]) -> list[list[Completion]]:
+            nonlocal waited
+            start = self.clock()
+            found = self.sampler.generate(wanted, max_new_tokens=self.max_new_tokens, temperature=self.temperature)
+            waited += self.clock() - start
+            return found
+
+        piece = lru_cache(maxsize=None)(lambda i: self.codec.decode((i,)))
+        families = [[*begin(self.task, p, r)] for p, r in zip(prompts, requests, strict=True)]
+        stage = Stage(
+            task=self.task, codec=self.codec, context=self.context,
+            max_new_tokens=self.max_new_tokens, generate=generate,
+        )  # fmt: skip
+        play([e for family in families for e in family], [c for answers in completions for c in answers], stage)
+        return [
+            RolloutGroup(prompt=p, trajectories=tuple(trajectory(e, self.codec, piece) for e in family))
+            for p, family in zip(prompts, families, strict=True)
+        ], waited
 
     def _request(self, prompt: Prompt, num_samples: int, key: tuple[int, ...], repeat: int) -> SampleRequest:
         ids = self.codec.encode(prompt.messages)
@@ -66,19 +109,6 @@ class Collector:
             )
         name = counter(f"{prompt.id} again {repeat}" if repeat else prompt.id)
         return SampleRequest(prompt_ids=ids, keys=tuple((*key, name, j, 0) for j in range(num_samples)))
-
-    def _grades(self, responses: Sequence[Response]) -> list[Grade]:
-        if isinstance(self.task, SingleTurnTask):
-            return self.task.grade_many(responses)
-        return [self._played(r) for r in responses]
-
-    def _played(self, response: Response) -> Grade:
-        _, reply = self.task.step(self.task.start(response.prompt), response.text, response.finish_reason)
-        if not isinstance(reply, Done):
-            raise UsageError(
-                f"task {self.task.info.name}", "it answered a response with another turn", "a single-turn task"
-            )
-        return reply.grade
 
     def _trajectory(
         self,

@@ -129,7 +129,9 @@ def check_arms(
                     f"{arm.name} on task {info.name}",
                     "the task has no credit for parts of a response, so all tokens of a row share one advantage and "
                     f"{arm.name} is {skipped[-1].reason}: it would spend the budget on a second copy",
-                    "leave it out, or add --run-equivalent to run it all the same",
+                    "leave it out, "
+                    + ("name gspo_token_turns, " if info.max_turns > 1 else "")
+                    + "or add --run-equivalent to run it all the same",
                 )
     names = [a.name for a in run]
     twice = sorted({n for n in names if names.count(n) > 1})
@@ -157,11 +159,11 @@ def check_cells(arms: Sequence[ArmSpec], recipe: Recipe, info: TaskInfo) -> list
 
 
 def _in_its_bracket(arm: ArmSpec, record: Algorithm) -> tuple[ArmSpec, list[str]]:
-    """The arm in the bracket of what it reads: an override may have given it process rewards, or taken them away."""
-    reads: Bracket = "dense" if "credit" in record.needs else "outcome"
+    """The arm in the bracket of what it reads: an override may have given it more to read, or less."""
+    reads: Bracket = "dense" if record.dense else "outcome"
     if arm.bracket in ("control", reads):
         return arm, []
-    what = "reads process rewards" if reads == "dense" else "reads no process rewards"
+    what = "reads rewards for parts of a response" if reads == "dense" else "reads the outcome only"
     return arm.model_copy(update={"bracket": reads}), [f"{arm.name} {what}, so it is ranked in the bracket {reads}."]
 
 

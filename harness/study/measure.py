@@ -16,7 +16,7 @@ from harness.core.results import write_atomic
 from harness.core.spec import BackendSpec, ModelSpec, stable_hash
 
 FACTS = 2  # version of what is measured
-EMBEDDED = ("tiny",)  # far too small for a GPU, for bf16 or for a second thread: measured, see README
+EMBEDDED = ("tiny", "tiny-turns")  # far too small for a GPU, for bf16 or for a second thread: measured, see README
 
 
 def cache_folder() -> Path:

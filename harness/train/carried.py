@@ -62,7 +62,7 @@ def _trajectory(prompt: Prompt, data: dict[str, Any], streams: Mapping[str, Iter
     sizes, grade = data.pop("sizes"), data.pop("grade")
     for name, size in sizes.items():
         data[name] = None if size is None else tuple(islice(streams[name], size))
-    for name in ("segments", "credit"):
+    for name in ("segments", "credit", "turns"):
         data[name] = tuple((first, second) for first, second in data[name])
     credit = tuple(Credit(**{**c, "span": tuple(c["span"])}) for c in grade["credit"])
     return Trajectory(prompt=prompt, grade=Grade(**{**grade, "credit": credit}), **data)

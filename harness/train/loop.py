@@ -186,7 +186,7 @@ def _train_on(
     """Advantages, old log-probs, optimizer steps."""
     start = trainer.clock()
     nets = replace(trainer.nets, temperature=recipe.temperature, micro_batch_tokens=recipe.micro_batch_tokens)
-    facts = replace(trainer.facts, limit=recipe.max_new_tokens)
+    facts = replace(trainer.facts, limit=recipe.max_new_tokens * trainer.facts.max_turns)
     key = (trainer.seed, progress.step)
     prepared = prepare(trainer.collate(gathered.groups), algorithm, nets, facts, key, progress.history)
     ready = trainer.clock()
@@ -206,7 +206,7 @@ def _train_on(
             old,
             plan,
             actor_frozen=frozen,
-            width=recipe.max_new_tokens,
+            width=facts.limit,
         )
     ]
     traces = [done.policy for done in steps if done.policy is not None]
@@ -222,4 +222,4 @@ def _train_on(
 
 def count_tokens(groups: Sequence[RolloutGroup]) -> int:
     """Tokens the policy produced."""
-    return sum(sum(t.loss_mask) for g in groups for t in g.trajectories)
+    return sum(t.num_tokens for g in groups for t in g.trajectories)

@@ -43,7 +43,8 @@ class TaskFacts:
     """What shaping needs to know about task and limits."""
 
     reward_range: tuple[float, float]
-    limit: int  # tokens
+    limit: int  # tokens of a response, all its turns together
+    max_turns: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,7 @@ def prepare(
             credit=batch.credit,
             correct=batch.correct,
             components=batch.components,
+            turns=batch.turns,
         )
     )
     return Prepared(
@@ -124,4 +126,5 @@ def _view(batch: RolloutBatch, facts: TaskFacts, key: tuple[int, ...]) -> RowVie
         limit=facts.limit,
         reward_range=facts.reward_range,
         uniform=torch.from_numpy(uniforms(keys, 1)[:, 0]).to(batch.reward),
+        components=batch.components,
     )

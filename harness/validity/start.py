@@ -273,10 +273,10 @@ def ends(found: Ends) -> Finding:
     )
 
 
-def reward_information(bracket: str, *, reads_credit: bool) -> Finding:
-    """Arms that read process rewards stand in the bracket `dense`, the others do not; controls may do either."""
-    own = "dense" if reads_credit else "outcome"
-    reads = "process rewards" if reads_credit else "the outcome only"
+def reward_information(bracket: str, *, dense: bool) -> Finding:
+    """Arms that read rewards for parts of a response stand in the bracket `dense`; controls may stand in either."""
+    own = "dense" if dense else "outcome"
+    reads = "rewards for parts of a response" if dense else "the outcome only"
     say = partial(
         Finding,
         check="reward-information",

@@ -90,6 +90,22 @@ def make_batch(seed: int, groups: int = 3, siblings: int = 4, width: int = 6, sp
     ).with_garbage(1e3)
 
 
+def turns_of(batch: Batch) -> StepCredit:
+    """Rows of two turns (of one, where they have one token): what the first earns is drawn, the last has the rest."""
+    found: list[tuple[int, int, float]] = []
+    for row, mask in enumerate(batch.mask):
+        at = mask.nonzero()[:, 0].tolist()
+        first = float(batch.uniform[row]) / 2 if len(at) > 1 else 0.0
+        found += [(row, at[(len(at) - 1) // 2], first)] if len(at) > 1 else []
+        found += [(row, at[-1], float(batch.reward[row]) - first)] if at else []
+    rows, ends, rewards = [x[0] for x in found], [x[1] for x in found], [x[2] for x in found]
+    return StepCredit(
+        row=torch.tensor(rows, dtype=torch.long),
+        end=torch.tensor(ends, dtype=torch.long),
+        reward=torch.tensor(rewards, dtype=torch.float64),
+    )
+
+
 ragged = st.builds(
     make_batch,
     seed=st.integers(0, 10**6),

@@ -30,7 +30,7 @@ from harness.train.objective import (
     value_loss,
 )
 from harness.train.update import plan_updates
-from tests.algorithms.batches import Batch, make_batch
+from tests.algorithms.batches import Batch, make_batch, turns_of
 
 # (a mark of the record, path) -> why it cannot change anything there; what is refused needs no entry
 INERT = {
@@ -48,6 +48,7 @@ INERT = {
 }
 TOGETHER: dict[str, list[dict[str, Any]]] = {
     "penalties.kl.target": [{"penalties.kl": {"target": 0.1, "horizon": 100.0, "place": "reward"}}],
+    "selection.by": [{"selection.by": "b"}],
     "selection.tdigest": [{"selection.tdigest": 10}],
     "penalties.kl.horizon": [{"penalties.kl": {"target": 0.1, "horizon": 50.0, "place": "reward"}}],
 }
@@ -128,6 +129,7 @@ def shaped(a: Algorithm) -> tuple[RowView, Tensor, Tensor, Tensor, Any]:
         limit=4,
         reward_range=(0.0, 1.0),
         uniform=batch.uniform,
+        components=components(batch),
     )
     for part in a.rewards:
         view = replace(view, reward=part(view))
@@ -153,6 +155,7 @@ def training(a: Algorithm) -> list[Any]:
         values=batch.values,
         credit=batch.credit,
         components=components(batch),
+        turns=turns_of(batch),
     )
     found = a.advantage(given)
     plan = a.advantage.critic
@@ -309,7 +312,8 @@ def test_no_dead_knob_in_an_algorithm(name: str) -> None:
 
 HOSTS = {"advantage": {"penalties": []}, "ratio": {}, "exclusions": {"selection": "shortest", "selection.k": 2}}
 SMALLER: dict[str, Any] = {
-    "adaptive": {"kind": "adaptive", "k_very_hard": 1, "k_hard": 2, "k_medium": 3, "k_easy": 4}  # groups of 4
+    "adaptive": {"kind": "adaptive", "k_very_hard": 1, "k_hard": 2, "k_medium": 3, "k_easy": 4},  # groups of 4
+    "attribute": {"kind": "attribute", "k": 2},
 }
 EVERY_PART = [(slot, kind) for slot in SLOTS for kind in part_kinds(slot)]
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algorithms.arms import build_arm
+from algorithms.checks import refusals_for
 from algorithms.parts.admission import All, Mixed
 from algorithms.parts.aggregates import TokenMean
 from algorithms.parts.rewards import Overlong, Random
-from algorithms.parts.selection import Adaptive, Shortest, TokenEfficiency
+from algorithms.parts.selection import Adaptive, ByAttribute, Shortest, TokenEfficiency
 from algorithms.parts.selection import Random as RandomRows
+from harness.core.algorithm import override
 from harness.core.errors import UsageError
 from harness.core.parts import GroupView, RowView, Selection
+from harness.core.ports import TaskInfo
 from harness.rollout.refill import Refill, RefillExhausted, refill
 from harness.train.objective import batch_totals, log_sequence_ratio_sd, token_rewards, value_loss
 from tests.algorithms.batches import Batch, make_batch, ragged, row_view
@@ -46,6 +51,29 @@ def test_shortest_breaks_ties_by_row() -> None:
 def test_token_efficiency_breaks_ties_by_length_then_row() -> None:
     assert kept(TokenEfficiency(k=2), rows([9, 4, 3, 3], [1, 0, 0, 0])) == [0, 2]
     assert kept(TokenEfficiency(k=1), rows([0, 5], [0.5, 1])) == [0]  # an empty response counts as one token
+
+
+def test_selection_by_any_attribute_or_component() -> None:
+    view = rows([5, 3, 9, 4], [0.2, 0.9, 0.5, 0.5])
+    parts = {"format": torch.tensor([0.1, 0.0, 0.7, float("nan")]), "brevity": torch.tensor([4.0, 2.0, 3.0, 1.0])}
+    view = replace(view, components=parts)
+    assert kept(ByAttribute(k=2, by="reward"), view) == [1, 3], "ties: shorter first"
+    assert kept(ByAttribute(k=1, by="reward", prefer="low"), view) == [0]
+    assert kept(ByAttribute(k=2, by="length"), view) == [0, 2]
+    assert kept(ByAttribute(k=2, by="length", prefer="low"), view) == kept(Shortest(k=2), view) == [1, 3]
+    assert kept(ByAttribute(k=2, by="correct"), view) == [1, 3], "wrong ones by length"
+    assert kept(ByAttribute(k=2, by="format"), view) == [0, 2]
+    assert kept(ByAttribute(k=3, by="format", prefer="low"), view) == [0, 1, 2], "one without a value comes last"
+    assert kept(ByAttribute(k=1, by="brevity"), view) == [0]
+
+
+def test_a_component_that_the_task_lacks_is_refused_before_the_run() -> None:
+    record = override(build_arm("gfpo"), {"selection": {"kind": "attribute", "k": 4, "by": "format"}})
+    info = TaskInfo(name="t", reward_range=(0.0, 1.0), threshold=1.0, components=("brevity", "form"))
+    with pytest.raises(UsageError, match="form"):
+        refusals_for(record, info)
+    refusals_for(record, replace(info, components=("format",)))
+    refusals_for(override(build_arm("gfpo"), {"selection": {"kind": "attribute", "by": "length"}}), info)
 
 
 def test_selection_works_per_group_in_any_order() -> None:

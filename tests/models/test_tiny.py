@@ -59,9 +59,11 @@ def test_a_loaded_tiny_says_what_it_is() -> None:
 
 def test_the_record_of_the_cold_starts_is_true() -> None:
     record = json.loads((FOLDER / "coldstarts.json").read_text())["coldstarts"]
-    assert sorted(record) == [f"tiny-{i}" for i in range(5)]
+    assert sorted(record) == [*(f"tiny-{i}" for i in range(5)), "tiny-turns-0"]
     for name, facts in record.items():
         assert file_sha256(FOLDER / f"{name}.safetensors") == facts["sha256"]
+    assert all(0.2 <= won <= 0.5 for won in record.pop("tiny-turns-0")["pass@1"].values())
+    for facts in record.values():
         assert 0.30 <= facts["pass@1"] <= 0.40
         assert facts["prompts"] >= 256
         assert facts["samples"] == 4
@@ -81,15 +83,15 @@ def test_pass_at_1_of_a_cold_start(number: int) -> None:
 def test_a_changed_or_missing_cold_start_is_refused(tmp_path: Path) -> None:
     for path in FOLDER.iterdir():
         shutil.copy(path, tmp_path)
-    assert verified_coldstart(1, tmp_path).exists()
+    assert verified_coldstart("tiny", 1, tmp_path).exists()
     content = bytearray((tmp_path / "tiny-1.safetensors").read_bytes())
     content[-1] ^= 1
     (tmp_path / "tiny-1.safetensors").write_bytes(bytes(content))
     with pytest.raises(UsageError, match=r"changed or cut(?s:.*)harness\.models\.coldstart"):
-        verified_coldstart(1, tmp_path)
+        verified_coldstart("tiny", 1, tmp_path)
     (tmp_path / "tiny-2.safetensors").unlink()
     with pytest.raises(UsageError, match="missing"):
-        verified_coldstart(2, tmp_path)
+        verified_coldstart("tiny", 2, tmp_path)
 
 
 def test_supervised_batches_train_on_answers_with_their_end() -> None:

@@ -36,7 +36,7 @@ def test_an_override_moves_an_arm_to_the_bracket_of_what_it_reads() -> None:
     found = planned(sets=("GRPO:advantage=process",))
     brackets = {a.name: a.bracket for a in found.spec.arms}
     assert brackets == {"GRPO": "dense", "GSPO": "outcome"}
-    assert any("GRPO reads process rewards" in w for w in found.warnings)
+    assert any("GRPO reads rewards for parts of a response" in w for w in found.warnings)
     back = planned(arms=("grpo", "grpo_process"), sets=("GRPO process:advantage=group",))
     assert {a.bracket for a in back.spec.arms} == {"outcome"}
     assert any("reads no process rewards" in w for w in back.warnings)

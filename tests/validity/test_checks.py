@@ -130,7 +130,7 @@ def test_sampled_entropy(sampled: float, tokens: int, variance: float, expected:
     ],
 )  # fmt: skip
 def test_reward_information(bracket: str, reads: bool, expected: str) -> None:
-    assert level(start.reward_information(bracket, reads_credit=reads)) == expected
+    assert level(start.reward_information(bracket, dense=reads)) == expected
 
 
 def test_a_clean_first_batch_passes() -> None:
