@@ -128,7 +128,7 @@ FENCES = {
     "matplotlib": ("harness.report*",),
     "seaborn": ("harness.report*",),
     "plotly": ("harness.report*",),
-    "jinja2": ("harness.report*"),
+    "jinja2": ("harness.report*", "harness.commands.eval"),
     "pandas": ("harness.report*", "harness.stats*"),
     "scipy": ("harness.stats*",),
     "statsmodels": ("harness.stats*",),
