@@ -219,6 +219,11 @@ def _scored(subject: Subject, cells: Sequence[Cell], how: Generation, folder: Pa
             chat=style_of(tokenizer, subject.template) == "chat", system=subject.template.system,
             stop=subject.template.stop,
         )  # fmt: skip
+        if prompting.system is not None and not prompting.chat:
+            raise UsageError(
+                "a system text with the template style plain", "lm-eval joins the two otherwise than training does",
+                "--template chat, or no system text",
+            )  # fmt: skip
         context = _context(subject, todo, codec, how)
         with _placed(subject, folder) as place, load_model(place, how, prompting, context) as model:
             for c in todo:
@@ -259,7 +264,7 @@ def check_prompt(sent: str, grader: Grader, doc: Mapping[str, Any], codec: Any, 
         raise HarnessError(
             f"lm-eval's prompt ends in {sent[-80:]!r}, that of training in {expected[-80:]!r}\n"
             "  why:     in text or tokens they are not the same, so the score would not be that of the trained prompt\n"
-            "  instead: a template that lm-eval renders alike: chat, with or without a system text, or plain without"
+            "  instead: another --template, or a tokenizer whose template does not depend on who calls it"
         )
 
 
