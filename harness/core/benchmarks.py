@@ -73,4 +73,5 @@ def add_benchmarks(run: Path, rows: Sequence[BenchmarkRow]) -> None:
 
 
 def _key(row: BenchmarkRow) -> tuple[str, ...]:
-    return row.model, row.benchmark, row.data_sha256, str(row.samples), str(sorted(row.settings.items()))
+    setting = str(sorted(row.settings.items()))
+    return row.role, row.model, row.benchmark, row.data_sha256, str(row.samples), setting
