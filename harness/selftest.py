@@ -74,11 +74,12 @@ def golds(task: Task, most: int = GOLDS, seconds: float = GOLDS_S) -> Golds:
     ]
     pairs: list[tuple[Prompt, str]] = []
     for i, split in sorted(wanted)[:most]:  # the first items of every split, then the next ones
+        if time.monotonic() > until:
+            break
         item = task.item(split, i)
         gold = task.gold(item)
-        if gold is None or time.monotonic() > until:
-            break
-        pairs.append((item, gold))
+        if gold is not None:
+            pairs.append((item, gold))
     others = [next((g for _, g in pairs[i + 1 :] + pairs[:i] if g != gold), None) for i, (_, gold) in enumerate(pairs)]
     swapped = [(item, other) for (item, _), other in zip(pairs, others, strict=True) if other is not None]
     own, other = _verdicts(task, pairs), _verdicts(task, swapped)

@@ -3,6 +3,8 @@
 Prompt `8 +3 +5 -2 ?`. Three answer styles, all ending `# value`:
 direct `# 4` | scratch `+3 1 +5 6 -2 4 # 4` | verbose `+3 1 ! +5 6 ! -2 4 ! # 4`.
 With k operations (uniform in min_ops..max_ops) an answer has 3, 2k+3 or 3k+3 tokens, end token included.
+
+`chain-long` is the same with 63 to 169 operations, so that an answer that takes every step has 129 to 510 tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -30,6 +32,11 @@ _VALUE_OF_DIGIT = {str(i): int(op) for i, op in enumerate(_OPS)}
 _STEP = re.compile(r"([+-]\d(?: \d)?)(?: !)?")
 _ATTEMPTS = 8  # items drawn from one hash; a test item needs 10 attempts on average
 _MAX_OPS = 512
+LONG = (63, 169)  # operations of chain-long: 2 * 63 + 3 = 129 and 3 * 169 + 3 = 510 tokens
+TEMPTATION = 0.5  # what the longest response gains with reward="tempting"
+TEMPTED = 512  # words at which it has gained all of it
+
+Reward = Literal["exact", "graded", "tempting"]
 
 
 class ChainTask(SingleTurnTask):
@@ -42,6 +49,9 @@ class ChainTask(SingleTurnTask):
     up to -0.5; without an answer or cut off: -1. The shape is that of Phi-4-reasoning's length-aware reward
     (arXiv 2504.21318), on which GFPO was trained.
 
+    `reward="tempting"`, in [0, 1.5], threshold 1: 1 if right, else 0, plus 0.5 min(1, n / 512) either way. Length pays
+    and does not help, so that a policy inflates its responses where nothing stops it.
+
     Credit (`credit=True`): every step `op value` (with its `!`) before the answer is one span; 1 if the i-th step
     holds the i-th operation and the right running sum, else 0. Direct answers have no steps.
     """
@@ -50,32 +60,33 @@ class ChainTask(SingleTurnTask):
         self,
         min_ops: int = 3,
         max_ops: int = 9,
-        reward: Literal["exact", "graded"] = "exact",
+        reward: Reward = "exact",
         credit: bool = True,
+        name: str = "chain",
     ) -> None:
-        check_int("chain", "min_ops", min_ops, 1, _MAX_OPS)
-        check_int("chain", "max_ops", max_ops, 1, _MAX_OPS)
-        check_choice("chain", "reward", reward, ("exact", "graded"))
-        check_bool("chain", "credit", credit)
+        check_int(name, "min_ops", min_ops, 1, _MAX_OPS)
+        check_int(name, "max_ops", max_ops, 1, _MAX_OPS)
+        check_choice(name, "reward", reward, get_args(Reward))
+        check_bool(name, "credit", credit)
         if min_ops > max_ops:
             raise UsageError(
-                f"task chain: min_ops={min_ops}, max_ops={max_ops}", "the range is empty", "min_ops <= max_ops"
+                f"task {name}: min_ops={min_ops}, max_ops={max_ops}", "the range is empty", "min_ops <= max_ops"
             )
         if sum(10 ** (k + 1) for k in range(min_ops, max_ops + 1)) < 1000:
             raise UsageError(
-                f"task chain: min_ops={min_ops}, max_ops={max_ops}",
+                f"task {name}: min_ops={min_ops}, max_ops={max_ops}",
                 "only 100 different prompts exist, too few for three splits",
                 "max_ops of 2 or more",
             )
         self._min_ops, self._span = min_ops, max_ops - min_ops + 1
-        self._graded, self._credit = reward == "graded", credit
+        self._reward, self._credit = reward, credit
         self._longest = 3 * max_ops + 2  # words of the longest answer that takes every step once
         self._bytes = (max_ops * 10) // 24 + 8  # > log2(10^(max_ops + 1) * span) bits, so the draw has no visible bias
         self.info = TaskInfo(
-            name="chain",
-            reward_range=(-1.0, 1.0) if self._graded else (0.0, 1.0),
-            threshold=0.5,
-            graded=self._graded,
+            name=name,
+            reward_range={"exact": (0.0, 1.0), "graded": (-1.0, 1.0), "tempting": (0.0, 1.0 + TEMPTATION)}[reward],
+            threshold=1.0 if reward == "tempting" else 0.5,
+            graded=reward != "exact",
             credit=credit,
             sizes={"train": None, "validation": None, "test": None},
             description=f"running sum modulo 10 with {min_ops} to {max_ops} operations",
@@ -122,7 +133,7 @@ class ChainTask(SingleTurnTask):
             correct = extracted == prompt.answer
             why = "right" if correct else "wrong"
         return Grade(
-            score=self._score(text, why) if self._graded else float(correct),
+            score=self._score(text, why),
             correct=correct,
             extracted=extracted,
             why=why,
@@ -130,6 +141,11 @@ class ChainTask(SingleTurnTask):
         )
 
     def _score(self, text: str, why: str) -> float:
+        right = float(why == "right")
+        if self._reward == "exact":
+            return right
+        if self._reward == "tempting":
+            return right + TEMPTATION * min(1.0, len(text.split()) / TEMPTED)
         wave = 0.25 * math.cos(math.pi * min(1.0, len(text.split()) / self._longest))
         return {"right": 0.75 + wave, "wrong": -0.75 - wave}.get(why, -1.0)
 
@@ -170,11 +186,21 @@ def cold_start_answer(prompt: Prompt, style: Style) -> str:
 
 
 def build(argument: str = "", **params: Any) -> ChainTask:
-    """`chain` with min_ops, max_ops, reward ("exact" or "graded") and credit."""
+    """`chain` with min_ops, max_ops, reward ("exact", "graded" or "tempting") and credit."""
+    return _built("chain", argument, params)
+
+
+def build_long(argument: str = "", **params: Any) -> ChainTask:
+    """`chain-long` with the parameters of `chain`; 63 to 169 operations where none are given."""
+    return _built("chain-long", argument, {"min_ops": LONG[0], "max_ops": LONG[1], **params})
+
+
+def _built(name: str, argument: str, params: Mapping[str, Any]) -> ChainTask:
     if argument:
-        raise UsageError(f"task chain:{argument}", "it takes no argument after a colon", "parameters, e.g. max_ops=9")
-    check_known("chain", params, ("min_ops", "max_ops", "reward", "credit"))
-    return ChainTask(**params)
+        raise UsageError(f"task {name}:{argument}", "it takes no argument after a colon", "parameters, e.g. max_ops=9")
+    check_known(name, params, ("min_ops", "max_ops", "reward", "credit"))
+    return ChainTask(**params, name=name)
 
 
 register_task("chain", build)
+register_task("chain-long", build_long)

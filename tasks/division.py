@@ -81,4 +81,4 @@ def _check_overlap(
 
 def _prompt(row: Row) -> Prompt:
     message: Message = {"role": "user", "content": row.content}
-    return Prompt(id=row.id, messages=(message,), answer=row.answer)
+    return Prompt(id=row.id, messages=(message,), answer=row.answer, difficulty=row.difficulty)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import pickletools
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Literal
 
 from harness.core.errors import UsageError
@@ -40,6 +44,8 @@ class Problem:
     statement: str
     tests: tuple[Test, ...]
     solution: str | None = None
+    date: str | None = None  # YYYY-MM-DD, of the contest
+    rating: int | None = None  # difficulty on the Elo scale
 
 
 def problem_of(source: Source, line: int, record: Mapping[str, Any], most: int) -> Problem:
@@ -56,7 +62,33 @@ def problem_of(source: Source, line: int, record: Mapping[str, Any], most: int) 
     code = f"\n\n```python\n{starter}\n```" if isinstance(starter, str) and starter.strip() else ""
     if "test_list" in record:
         code = "\n\nIt must pass:\n" + "\n".join(record["test_list"][:3])
-    return Problem(statement=record[name].strip() + code + ask, tests=tests[:most], solution=_solution(record))
+    return Problem(
+        statement=record[name].strip() + code + ask,
+        tests=tests[:most],
+        solution=_solution(record),
+        date=_date(where, record),
+        rating=_rating(where, record),
+    )
+
+
+def _date(where: str, record: Mapping[str, Any]) -> str | None:
+    """The day of the contest; LiveCodeBench writes `2024-08-03T00:00:00`."""
+    field = next((f for f in ("contest_date", "date") if record.get(f) is not None), None)
+    if field is None:
+        return None
+    try:
+        return date.fromisoformat(str(record[field])[:10]).isoformat()
+    except ValueError:
+        raise UsageError(f"{where}: field {field}", f"{record[field]!r} is no date", "YYYY-MM-DD") from None
+
+
+def _rating(where: str, record: Mapping[str, Any]) -> int | None:
+    value = record.get("rating")
+    if value is None or (isinstance(value, float) and value != value):
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UsageError(f"{where}: field rating", f"a {type(value).__name__}, {value!r}", "a number, or no rating")
+    return int(value)
 
 
 def _solution(record: Mapping[str, Any]) -> str | None:
@@ -79,7 +111,10 @@ def _tests(where: str, record: Mapping[str, Any]) -> tuple[Test, ...]:
     function = _function(record)
     found: list[Test] = []
     for field in ("tests", "official_tests", "public_test_cases", "private_test_cases"):
-        for case in _list(where, field, record.get(field) or []):
+        cases = record.get(field) or []
+        if field == "private_test_cases" and isinstance(cases, str) and not cases.lstrip().startswith("["):
+            cases = _unpacked(where, field, cases)
+        for case in _list(where, field, cases):
             if not isinstance(case, Mapping) or "input" not in case or "output" not in case:
                 raise UsageError(
                     f"{where}: field {field}", "a test without input and output", '{"input": .., "output": ..}'
@@ -96,6 +131,20 @@ def _case(where: str, field: str, case: Mapping[str, Any], function: str | None)
     lines = str(case["input"]).strip().splitlines()
     given = [_json(where, field, line) for line in lines]
     return Test(kind="call", given=given, expected=_json(where, field, case["output"]), function=function)
+
+
+def _unpacked(where: str, field: str, text: str) -> str:
+    """LiveCodeBench's hidden tests: JSON text, pickled, compressed, in base64. Read without running the pickle."""
+    try:
+        content = zlib.decompress(base64.b64decode(text, validate=True))
+        found = [value for _, value, _ in pickletools.genops(content) if isinstance(value, str)]
+    except (ValueError, zlib.error) as error:
+        raise UsageError(
+            f"{where}: field {field}", f"neither JSON nor packed as LiveCodeBench does: {error}", "a list of tests"
+        ) from None
+    if len(found) != 1:
+        raise UsageError(f"{where}: field {field}", f"{len(found)} texts are packed in it, not one", "a list of tests")
+    return str(found[0])
 
 
 def _function(record: Mapping[str, Any]) -> str | None:

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from datetime import date
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,8 @@ from tasks.sources import Source, from_file
 from tasks.splits import content_id
 from tasks.workers import num_workers
 
-PARAMS = ("reward", "test_file", "isolation", "tests", "seconds", "memory_mib")
+PARAMS = ("reward", "test_file", "isolation", "tests", "seconds", "memory_mib", "since", "before")
+RATING = "rating="  # begins the difficulty of a problem that has one
 _BLOCK = re.compile(r"```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _HUMANEVAL = "HumanEval.jsonl.gz"
 # The value of a call goes out on the line that begins with a word which only this file and the caller know: it came in
@@ -174,7 +176,8 @@ def _fault(ran: Ran) -> str:
 
 def build(argument: str = "", **params: Any) -> CodeTask:
     """`code:<file>.jsonl` or `.parquet` with reward (all, fraction), tests (at most, 20), seconds and memory_mib of one
-    run, test_file, and isolation (bubblewrap; none has to be said).
+    run, test_file, isolation (bubblewrap; none has to be said), and since and before: days (YYYY-MM-DD) between which
+    a problem's contest must lie, the second one excluded.
     """
     check_known("code", params, PARAMS)
     if not argument:
@@ -218,8 +221,9 @@ def task_of(name: str, source: Source, test: Source | None, params: Mapping[str,
     isolation = _isolation(name, params.get("isolation", "bubblewrap"))
     seconds = params.get("seconds", 6)
     limits = Limits(wall_s=float(seconds), cpu_s=seconds, memory_mib=params.get("memory_mib", 512))
-    rows = _rows(source, params.get("tests", 20))
-    held_out = _rows(test, params.get("tests", 20)) if test else []
+    window = _day(name, "since", params), _day(name, "before", params)
+    rows = _rows(source, params.get("tests", 20), *window)
+    held_out = _rows(test, params.get("tests", 20), *window) if test else []
     items = divided(source, rows, test, held_out)
     sha256 = hashlib.sha256(f"{source.sha256}{test.sha256 if test else ''}".encode()).hexdigest()
     info = TaskInfo(
@@ -250,15 +254,40 @@ def _isolation(name: str, asked: str) -> Isolation:
     return found
 
 
-def _rows(source: Source, most: int) -> list[Row]:
-    rows = []
+def _day(name: str, key: str, params: Mapping[str, Any]) -> str | None:
+    value = params.get(key)
+    if value is None:
+        return None
+    try:
+        return date.fromisoformat(str(value)).isoformat()
+    except ValueError:
+        raise UsageError(f"task {name}: {key}={value!r}", "no day", "YYYY-MM-DD") from None
+
+
+def _rows(source: Source, most: int, since: str | None, before: str | None) -> list[Row]:
+    rows, seen = [], 0
     for line, record in source.records():
-        problem = problem_of(source, line, record, most)
+        problem, seen = problem_of(source, line, record, most), seen + 1
+        if not _within(source.at(line), problem.date, since, before):
+            continue
         answer = json.dumps({"tests": [asdict(t) for t in problem.tests], "solution": problem.solution}, sort_keys=True)
-        rows.append(Row(line=line, id=content_id(problem.statement), content=problem.statement, answer=answer))
+        difficulty = None if problem.rating is None else f"{RATING}{problem.rating}"
+        rows.append(
+            Row(line=line, id=content_id(problem.statement), content=problem.statement, answer=answer,
+                difficulty=difficulty)
+        )  # fmt: skip
     if not rows:
-        raise UsageError(f"task file {source}", f"it has no {source.unit}s", "one problem per line")
+        none = f"none of its {seen} problems lies in the days asked for" if seen else f"it has no {source.unit}s"
+        raise UsageError(f"task file {source}", none, "other days" if seen else "one problem per line")
     return distinct(source, rows, None)
+
+
+def _within(where: str, day: str | None, since: str | None, before: str | None) -> bool:
+    if since is None and before is None:
+        return True
+    if day is None:
+        raise UsageError(f"{where}", "it has no contest_date or date, but days are asked for", "no since and before")
+    return (since is None or day >= since) and (before is None or day < before)
 
 
 register_task("code", build)

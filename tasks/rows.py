@@ -22,6 +22,7 @@ class Row:
     id: str
     content: str  # the prompt text
     answer: str
+    difficulty: str | None = None  # a tag for breakdowns
 
 
 def placeholders(source: Source, template: str) -> list[str]:

@@ -9,11 +9,11 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from harness.cli import evidence, machine, results, searches, studies
+from harness.cli import evidence, machine, results, scores, searches, studies
 from harness.cli.app import app
 from harness.core.errors import HarnessError
 
-__all__ = ["app", "evidence", "guarded", "machine", "main", "results", "searches", "studies"]
+__all__ = ["app", "evidence", "guarded", "machine", "main", "results", "scores", "searches", "studies"]
 
 
 def guarded(run: Callable[[], object]) -> int:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -104,13 +104,19 @@ def choices(options: CompareOptions) -> Choices:
     )
 
 
-def _task(options: CompareOptions) -> dict[str, Any]:
+def task_params(given: Sequence[str]) -> dict[str, Any]:
+    """`name=value` of the command line as parameters of a task."""
     params: dict[str, Any] = {}
-    for text in options.task_params:
+    for text in given:
         name, sign, value = text.partition("=")
         if not sign:
             raise UsageError(f"--task-param {text}", "a parameter has the form name=value", "e.g. -t min_terms=2")
         params[name] = parse_value(value)
+    return params
+
+
+def _task(options: CompareOptions) -> dict[str, Any]:
+    params = task_params(options.task_params)
     shorts = (("prompt", options.prompt), ("answer_field", options.answer_field), ("reward_function", options.reward))
     params |= {k: v for k, v in shorts if v is not None}
     template: dict[str, Any] = {

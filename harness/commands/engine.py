@@ -24,6 +24,17 @@ def installed() -> bool:
     return importlib.util.find_spec("vllm") is not None
 
 
+def device_of(given: str | None) -> str:
+    """The device asked for; without one, a GPU where there is one."""
+    import torch
+
+    if given is not None and given.split(":")[0] not in ("cpu", "cuda"):
+        raise UsageError(f"--device {given}", "no such device", "cpu or cuda")
+    if given is not None and given.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {given}", "torch sees no CUDA device here", "--device cpu")
+    return given or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def vllm_state() -> str:
     """`usable`, or why not: tried by an import in a process of its own."""
     if not installed():
@@ -85,7 +96,6 @@ def run_serve(
     port: int,
 ) -> int:
     """Becomes the server's process; returns only where it cannot."""
-    import torch
 
     from harness.backends.samplers.vllm.serve import ServeOptions, command, environment
     from harness.backends.samplers.vllm.weights import engine_head_size, write_folder
@@ -93,7 +103,7 @@ def run_serve(
 
     if not installed():
         raise UsageError("harness serve", "vLLM is not installed", INSTALL)
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = device_of(device)
     spec = ModelSpec(name=model)
     loaded = load(spec, seed=0, device="cpu", dtype=dtype)
     head = engine_head_size(loaded.policy, place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.core.checkpoints import find
@@ -12,7 +13,28 @@ from harness.core.spec import RunSpec
 
 
 def run_export(run: Path, hf: Path, which: str, as_json: bool) -> int:
-    """Loads the checkpoint, writes the folder, says where it is."""
+    """Writes the folder and says where it is."""
+    made = export_policy(run, hf, which)
+    if as_json:
+        print(json.dumps({"folder": str(hf), "step": made.step, "sha256": made.hashes}))
+    else:
+        print(f"{hf}: step {made.step} of {run.name}, {made.parameters:,} parameters, {made.dtype}")
+        print(f"read back: the same weights, sha256 {made.hashes['weights'][:16]}")
+    return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What was written."""
+
+    step: int
+    hashes: Mapping[str, str]
+    parameters: int
+    dtype: str
+
+
+def export_policy(run: Path, hf: Path, which: str) -> Exported:
+    """Loads the checkpoint and writes the folder."""
     from harness.models.codec import TextCodec
     from harness.models.export import check_target, hub_id, save_folder
     from harness.models.load import load
@@ -44,12 +66,7 @@ def run_export(run: Path, hf: Path, which: str, as_json: bool) -> int:
         "ids that end a response": ", ".join(map(str, model.eos_ids)),
     }
     save_folder(model, card(folder, progress.step, facts, hashes, hub_id(spec.model.name)), hf)
-    if as_json:
-        print(json.dumps({"folder": str(hf), "step": progress.step, "sha256": hashes}))
-    else:
-        print(f"{hf}: step {progress.step} of {folder.run_id}, {model.parameters:,} parameters, {spec.backend.dtype}")
-        print(f"read back: the same weights, sha256 {hashes['weights'][:16]}")
-    return 0
+    return Exported(step=progress.step, hashes=hashes, parameters=model.parameters, dtype=spec.backend.dtype)
 
 
 def card(run: RunFolder, step: int, facts: Mapping[str, str], hashes: Mapping[str, str], base_model: str | None) -> str:

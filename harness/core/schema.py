@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from harness.core.benchmarks import BenchmarkRecord
 from harness.core.metrics import METRICS, PATTERNS, ROW_COLUMNS, Metric, flat_keys
 from harness.core.microscope import Microscope
 from harness.core.recovery import RecoveryReport
@@ -36,6 +37,7 @@ _MODELS: dict[str, tuple[type[BaseModel], str]] = {
     "evals": (EvalRecord, "one line of evals.jsonl"),
     "events": (EventRecord, "one line of events.jsonl"),
     "samples": (SampleRecord, "one line of samples.jsonl"),
+    "benchmarks": (BenchmarkRecord, "benchmarks.json, and eval.json of an evaluation"),
     "microscope": (Microscope, "microscope.json"),
     "recovery": (RecoveryReport, "report/recovery.json of a recovery study"),
 }

@@ -28,15 +28,21 @@ def longest_response(spec: RunSpec, task: Task) -> int | None:
     tokenizer = tokenizer_of(spec.model)
     prompts = (task.item(split, i) for split in ("train", "validation") for i in range(PROMPTS_LOOKED_AT))
     prompt = max(len(encode(tokenizer, spec.task.template, p.messages)) for p in prompts)
-    if spec.model.name in NUM_COLDSTARTS:
+    limit = context_of(spec.model)
+    return None if limit is None else limit - prompt
+
+
+def context_of(model: ModelSpec) -> int | None:
+    """Positions the model can attend to; None where its config does not say."""
+    if model.name in NUM_COLDSTARTS:
         from harness.models.tiny import CONTEXT
 
-        return CONTEXT - prompt
+        return CONTEXT
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(place_of(spec.model), revision=spec.model.params.get("revision", "main"))
+    config = AutoConfig.from_pretrained(place_of(model), revision=model.params.get("revision", "main"))
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return limit - prompt if isinstance(limit, int) else None
+    return limit if isinstance(limit, int) else None
 
 
 def place_of(model: ModelSpec) -> str:

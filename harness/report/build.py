@@ -20,6 +20,7 @@ Layout (schema_version 2); an *estimate* is {value, low, high, n, level, estimat
     validity    may anything be ranked: level and reason, findings, checks passed, noise floor, pairing
     setup       fairness contract: what must be the same, and whether it was
     noise       seed SD, evaluation SE, spread within and between cold starts
+    benchmarks  scores of `harness eval`: the base model and the arms, per benchmark and setting
     samples     first prompts with a response per arm; runs: every run with its events;
                 evals: every evaluation; tally; caveats; provenance; glossary
 """
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from harness.core.metrics import BY_KEY
 from harness.report import collect, text, verdict
 from harness.report.answer import answer, caveats
+from harness.report.benchmarks import benchmark_scores
 from harness.report.collect import Shares, evaluations, question_scores, run_facts
 from harness.report.components import differences, identical, matrix, resolved, shared_setup
 from harness.report.curves import PANELS, axis_rankings, learning_curves, panels, pick_split
@@ -93,6 +95,7 @@ def build_report(study: StudyFolder, together: int = 1) -> dict[str, Any]:
         "samples": samples(by_arm),
         "runs": [f for runs in facts.values() for f in runs],
         "evals": evaluations(study.runs),
+        "benchmarks": benchmark_scores(study),
         "missing": [{"arm": arm, "seed": seed} for arm, seed in study.missing],
         "unlisted": list(study.unlisted),
         "tally": _tally(study, facts),

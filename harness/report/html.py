@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from harness.report import evidence_tables, figures, several_tables, tables, text
+from harness.report import benchmarks, evidence_tables, figures, several_tables, tables, text
 from harness.report.declaration import sentence
 from harness.report.plots import evidence_plots
 from harness.report.rewards import reward_parts
@@ -37,7 +37,7 @@ def views(report: Mapping[str, Any]) -> dict[str, Any]:
     makers = (
         tables.verdict, evidence_tables.use_when, evidence_tables.aggregates, evidence_tables.tests,
         tables.efficiency, tables.behaviour, reward_parts, tables.budget, tables.pairs, tables.noise, tables.ranks,
-        tables.runs, tables.ledger, tables.config, tables.setup, tables.validity,
+        tables.runs, tables.ledger, tables.config, tables.setup, tables.validity, benchmarks.benchmarks,
     )  # fmt: skip
     return {maker.__name__: maker(report) for maker in makers}
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import comb
 
-from harness.stats.estimate import Estimate, mean_t
+from harness.stats.estimate import MIN_N, Estimate, jeffreys, mean_t
 
 
 def pass_at(k: int, num_samples: int, num_correct: int) -> float:
@@ -32,7 +33,14 @@ def informative(group: int, num_samples: int, num_correct: int) -> float:
 
 
 def over_questions(values: Sequence[float], estimator: str) -> Estimate:
-    """Mean over questions with a t interval: samples of one question count as one unit (a cluster)."""
+    """Mean over questions with a t interval: samples of one question count as one unit (a cluster).
+
+    Where every question is 0, or every one 1, nothing varies and the interval is Jeffreys' over questions.
+    """
+    if len(values) >= MIN_N and set(values) in ({0.0}, {1.0}):
+        share = jeffreys(round(sum(values)), len(values))
+        name = f"{estimator}, mean over questions, Jeffreys interval, one unit per question"
+        return replace(share, value=float(values[0]), estimator=name)
     found = mean_t(values)
     return Estimate(
         value=found.value,

@@ -18,7 +18,7 @@ from harness.core.ablation import TRIALS, Trials
 from harness.core.errors import UsageError
 from harness.core.ports import Executor, RunState
 from harness.core.results import write_atomic, write_study_spec
-from harness.core.search import Dimension, Objective, SamplerName, Searched, SearchRecord
+from harness.core.search import Dimension, Objective, Searched, SearchRecord
 from harness.core.spec import ArmSpec, StudySpec, stable_hash
 from harness.study.compare import POLL_S, PlannedRun, plan_runs
 from harness.study.evidence import RunFacts, attributes, mean_of, run_facts

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import cmath
 import logging
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, TypedDict
@@ -25,9 +26,11 @@ class Verdict(TypedDict):
     """What is known about one response."""
 
     outcome: Outcome
-    extracted: str | None  # the part of the response that was read, as math-verify normalises it
+    extracted: str | None  # the part of the response that was read: as written, or as math-verify normalises it
 
 
+_ONE_BOX = re.compile(r"\\boxed\{(.*)\}", re.DOTALL)  # all that is sent of a response with a box
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
 _READ = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
 
 
@@ -82,6 +85,24 @@ def verdict(gold: str, response: str) -> Verdict:
 
     Siblings often answer the same, so verdicts are kept.
     """
+    return _at_sight(gold, response) or by_parsing(gold, response)
+
+
+def _at_sight(gold: str, response: str) -> Verdict | None:
+    """The verdict on a boxed answer where both are whole numbers, or written alike; None: it takes a parser."""
+    found = _ONE_BOX.fullmatch(response)
+    if found is None or "\\boxed" in found[1]:
+        return None
+    answer, expected = found[1].strip(), gold.strip()
+    if _WHOLE.fullmatch(answer) and _WHOLE.fullmatch(expected):
+        return {"outcome": "right" if int(answer) == int(expected) else "wrong", "extracted": answer}
+    if answer and answer == expected and gold_of(gold):
+        return {"outcome": "right", "extracted": answer}
+    return None
+
+
+def by_parsing(gold: str, response: str) -> Verdict:
+    """The verdict by math-verify alone."""
     expected = gold_of(gold)
     if not expected:
         return {"outcome": "unparsable gold", "extracted": None}

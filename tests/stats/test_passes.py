@@ -34,3 +34,11 @@ def test_the_interval_is_over_questions() -> None:
     assert found.low is not None
     assert 0.0 <= found.low < 0.5
     assert over_questions([1.0, 1.0], "pass@1").low is None
+
+
+def test_questions_that_are_all_alike_still_leave_room() -> None:
+    """A t interval would be a point: 0 of 30 questions does not show that the model never solves one."""
+    found = over_questions([0.0] * 30, "avg@4")
+    assert (found.value, found.low) == (0.0, 0.0)
+    assert found.high == pytest.approx(0.0799, abs=2e-3)
+    assert over_questions([1.0] * 30, "avg@4").low == pytest.approx(1 - 0.0799, abs=2e-3)

@@ -160,3 +160,31 @@ def test_it_is_registered_and_fast() -> None:
     elapsed = time.perf_counter() - start
     assert len(graded) == 8000
     assert elapsed < 2.0  # 0.1 s on a quiet machine
+
+
+def test_chain_long_has_answers_of_128_to_512_tokens() -> None:
+    task, lengths = build_task("chain-long", {}), []
+    for split in SPLITS:
+        for index in range(100):
+            prompt = task.item(split, index)
+            assert split_of(prompt.messages[0]["content"]) == split
+            for style in ("scratch", "verbose"):
+                text = cold_start_answer(prompt, style)
+                grade = task.step(task.start(prompt), text, "stop")[1].grade
+                assert grade.correct
+                assert all(credit.reward == 1.0 for credit in grade.credit)
+                lengths.append(len(text.split()) + 1)  # one token per word, and the end token
+    assert 128 <= min(lengths) < 160
+    assert 480 < max(lengths) <= 512
+
+
+def test_the_tempting_reward_pays_for_length_and_counts_as_right_what_is_right() -> None:
+    task = build(reward="tempting")
+    short, padded = task.grade(EXAMPLE, "# 4", "stop"), task.grade(EXAMPLE, "! " * 254 + "# 4", "stop")
+    assert (short.score, padded.score) == (1 + 0.5 * 2 / 512, 1.25)
+    assert short.correct
+    assert padded.correct
+    wrong = task.grade(EXAMPLE, "! " * 2000 + "# 5", "stop")
+    assert (wrong.score, wrong.correct) == (0.5, False)
+    assert task.info.reward_range == (0.0, 1.5)
+    assert (task.info.threshold, task.info.graded) == (1.0, True)

@@ -53,7 +53,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Any:
     [
         ("1/2", r"so it is \boxed{\frac{1}{2}}", "right", r"\frac{1}{2}"),
         ("1/2", "The final answer is 0.5.", "right", "0.5"),
-        ("1/2", r"first $\boxed{2}$, no: $\boxed{1/2}$", "right", r"\frac{1}{2}"),
+        ("1/2", r"first $\boxed{2}$, no: $\boxed{1/2}$", "right", "1/2"),
         (r"\frac{3}{4}", r"\boxed{\frac{6}{8}}", "right", r"\frac{6}{8}"),
         (r"(1,2)", r"the point $(2,1)$", "wrong", "(2,1)"),
         (r"x^2+2x+1", r"\boxed{(x+1)^2}", "right", "(x+1)^2"),
@@ -169,3 +169,32 @@ def test_boxed() -> None:
     assert boxed(r"\fbox{x}") == "x"
     assert boxed(r"\boxed{1") is None
     assert boxed("none") is None
+
+
+@pytest.mark.parametrize(
+    "gold", ["18", "-3", "007", "1,200", r"\frac{3}{7}", r"x^2+1", r"(1,\frac{\pi}{2})", "50\\%", "???", "2.0"]
+)
+@pytest.mark.parametrize(
+    "answer", ["18", "-3", "7", "+18", "1200", r"\frac{3}{7}", "x^2+1", "0.5", "???", "", r"18\%", "2"]
+)
+def test_a_verdict_at_sight_is_the_parsers(gold: str, answer: str) -> None:
+    from tasks.graders import mathematics
+
+    response = f"\\boxed{{{answer}}}"
+    assert mathematics.verdict(gold, response)["outcome"] == mathematics.by_parsing(gold, response)["outcome"]
+
+
+def test_which_verdicts_take_no_parser() -> None:
+    from tasks.graders import mathematics
+
+    at_sight = mathematics._at_sight
+    assert at_sight("18", r"\boxed{018}") == {"outcome": "right", "extracted": "018"}
+    assert at_sight("18", r"\boxed{19}") == {"outcome": "wrong", "extracted": "19"}
+    assert at_sight("x+1", r"\boxed{x+1}") == {"outcome": "right", "extracted": "x+1"}
+    for gold, response in (
+        ("18", "18"),
+        ("18", r"\boxed{18.0}"),
+        ("???", r"\boxed{???}"),
+        ("1", r"\boxed{1}\boxed{1}"),
+    ):
+        assert at_sight(gold, response) is None

@@ -25,9 +25,10 @@ def check(task: Any) -> tuple[int, int]:
     return counts[0], counts[1]
 
 
-@pytest.mark.parametrize("params", [{}, {"reward": "graded"}, {"credit": False}])
-def test_chain(params: dict[str, Any]) -> None:
-    assert check(build_task("chain", params)) == (12, 12)
+@pytest.mark.parametrize("name", ["chain", "chain-long"])
+@pytest.mark.parametrize("params", [{}, {"reward": "graded"}, {"reward": "tempting"}, {"credit": False}])
+def test_chain(name: str, params: dict[str, Any]) -> None:
+    assert check(build_task(name, params)) == (12, 12)
 
 
 @pytest.mark.parametrize(

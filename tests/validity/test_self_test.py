@@ -205,12 +205,14 @@ class Spaced(ChainTask):
         super().__init__(3, 9)
         self.share = share
 
+    def gold(self, prompt: Prompt) -> str:
+        return f"#{'  ' if int(prompt.answer) < self.share else ' '}{prompt.answer}"
+
     def self_test_cases(self, prompt: Prompt) -> Sequence[tuple[str, bool]]:
-        spaced = int(prompt.answer) < self.share
-        return [(f"#{'  ' if spaced else ' '}{prompt.answer}", True), ("", False)]
+        return [(self.gold(prompt), True), ("", False)]
 
     def grade(self, prompt: Prompt, text: str, finish_reason: FinishReason) -> Grade:
-        right = text == self.self_test_cases(prompt)[0][0]
+        right = text == self.gold(prompt)
         return Grade(score=float(right), correct=right)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.core.ablation import TRIALS, Trials
+from harness.core.benchmarks import BenchmarkRow
 from harness.core.metrics import ROW_COLUMNS
 from harness.core.results import COLLAPSED, EvalRecord, EventRecord, RunFolder
 from harness.core.spec import stable_hash
@@ -57,6 +58,21 @@ def eval_points(records: Iterable[EvalRecord], start_ms: int) -> Iterator[Point]
         }
         for name, value in values.items():
             yield Point(clean(f"{prefix}/{name}"), value, start_ms + record.step, record.step)
+
+
+def benchmark_points(rows: Iterable[BenchmarkRow], start_ms: int) -> Iterator[Point]:
+    """Benchmark scores: the base model's at step 0, the run's at the step of its checkpoint."""
+    for row in rows:
+        values = {
+            f"avg_at_{row.samples}": row.avg_at_k.value,
+            f"pass_at_{row.samples}": row.pass_at_k.value,
+            "cut_off": row.cut_off,
+            "rating": row.rating.value if row.rating else None,
+        }
+        step = row.step or 0
+        for name, value in values.items():
+            if value is not None:
+                yield Point(clean(f"eval/{row.benchmark}/{name}"), value, start_ms + step, step)
 
 
 def event_points(events: Iterable[EventRecord], start_ms: int) -> Iterator[Point]:

@@ -18,6 +18,7 @@ from harness.backends.trackers import cursor as cursors
 from harness.backends.trackers import entries
 from harness.backends.trackers.cursor import Cursor, RunCursor
 from harness.backends.trackers.entries import Point
+from harness.core.benchmarks import BENCHMARKS, read_benchmarks
 from harness.core.errors import HarnessError
 from harness.core.results import EVENTS, REPORT, RESULT, SPEC, STUDY, RunFolder, StudyFolder, read_study
 
@@ -165,12 +166,13 @@ class _StudyMirror:
         at.step = rows[-1]["step"] if rows else at.step
         self._points(at, entries.eval_points(run.evals[at.evals :], at.start_ms))
         at.evals = len(run.evals)
-        fresh = self._artifacts(at, [run.path / name for name in (SPEC, RESULT, EVENTS)])
+        fresh = self._artifacts(at, [run.path / name for name in (SPEC, RESULT, EVENTS, BENCHMARKS)])
         if fresh or at.status != entries.status(run):
             self._outcome(at, run)
 
     def _outcome(self, at: RunCursor, run: RunFolder) -> None:
         self._points(at, entries.event_points(run.events, at.start_ms))
+        self._points(at, entries.benchmark_points(read_benchmarks(run.path), at.start_ms))
         if run.result and not at.resolved:
             self._params(at, entries.flatten(run.result.algorithm_resolved, "resolved"))
             at.resolved = True
