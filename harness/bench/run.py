@@ -33,7 +33,7 @@ def run_rounds(
 ) -> dict[str, list[Result]]:
     """Results by subject, one per round; a subject that cannot run is tried once.
 
-    With `kept` every result is appended to that file. What it holds counts, further rounds of a subject included.
+    With `kept` every measurement is appended to that file. What it holds counts, further rounds of a subject included.
     """
     known = [] if kept is None else read_kept(kept)
     found: dict[str, list[Result]] = {
@@ -49,7 +49,7 @@ def run_rounds(
         result = run(subject)
         took[subject.name] = time.monotonic() - start
         found[subject.name].append(result)
-        if kept is not None:
+        if kept is not None and FAILED not in result:
             keep(kept, subject, result)
         said = f"could not run: {result[FAILED]}" if FAILED in result else f"{took[subject.name]:.0f} s"
         tell(f"    {said}")
