@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import nan
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
-import msgspec
+if TYPE_CHECKING:
+    import msgspec
 
 
 class StepColumns(Sequence[dict[str, Any]]):
@@ -44,6 +45,8 @@ def _value(key: str, number: float) -> float | int | None:
 
 @lru_cache(maxsize=8)
 def _decoder(keys: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
+    import msgspec  # only reports need it
+
     fields: list[Any] = [("step", int), ("schema_version", int, 1)]
     names = {f"c{i}": key for i, key in enumerate(keys) if key != "step"}
     fields += [(name, float | None, None) for name in names]
@@ -52,6 +55,8 @@ def _decoder(keys: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
 
 def read_columns(path: Path, keys: Sequence[str], version: int) -> StepColumns | None:
     """Some columns of a steps.jsonl; None where a row is not as the schema has it, so that a slower reader must say."""
+    import msgspec
+
     decoder, rows = _decoder(tuple(keys)), []
     if path.exists():
         try:

@@ -68,8 +68,8 @@ class EvalRecord(Record):
     samples: int  # k of avg@k
     score: float  # avg@k: mean over questions of correct / n
     reward_mean: float  # task reward
-    length_mean: float  # response tokens
-    truncated: float  # share cut at the limit
+    length_mean: float | None  # response tokens; None where the run was made elsewhere and does not say
+    truncated: float | None  # share cut at the limit; None as above
     questions: tuple[QuestionScore, ...]  # left out by the light reader; `asked` has them either way
 
     _asked: Questions | None = PrivateAttr(None)
