@@ -32,6 +32,10 @@ class StepColumns(Sequence[dict[str, Any]]):
             return [self[i] for i in range(*index.indices(len(self)))]
         return {key: _value(key, values[index]) for key, values in self._columns.items()}
 
+    def keys(self) -> tuple[str, ...]:
+        """The columns that were kept."""
+        return tuple(self._columns)
+
     def column(self, key: str) -> list[float | None]:
         """One column; KeyError where it was not kept."""
         return [None if v != v else v for v in self._columns[key]]
