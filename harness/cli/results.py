@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.app import app
-from harness.cli.options import AsJson, Results, Study
+from harness.cli.options import AsJson, Model, Results, Study, Task
 
 
 @app.command()
@@ -36,6 +36,47 @@ def report(
     from harness.commands.report import run_reports
 
     raise typer.Exit(run_reports(studies, out, as_json, every if watch else None))
+
+
+@app.command(name="import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="trainer_state.json, a JSONL of verl's file logger, or a CSV.")],
+    study: Annotated[Path, typer.Option(help="The study folder that the run joins; made where there is none.")],
+    arm: Annotated[str, typer.Option(help="Name of its arm in reports.")],
+    seed: Annotated[int, typer.Option(help="Its seed: runs of equal seed are compared in pairs.", min=0)],
+    form: Annotated[str, typer.Option("--format", help="trl, verl or csv.")],
+    algorithm: Annotated[str | None, typer.Option(help="Its algorithm; the arm's name by default.")] = None,
+    score: Annotated[str | None, typer.Option(help="Key of the held-out share of right answers, in [0, 1].")] = None,
+    responses: Annotated[int | None, typer.Option(help="Responses sampled per rollout step.")] = None,
+    updates: Annotated[int, typer.Option(help="Steps of the log per rollout batch.")] = 1,
+    control: Annotated[bool, typer.Option("--control", help="The arm is a control.")] = False,
+    collapsed: Annotated[bool, typer.Option("--collapsed", help="The run collapsed.")] = False,
+    task: Task = None,
+    model: Model = None,
+    parameters: Annotated[int, typer.Option(help="Parameters of the model.", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Make a run folder of a run of TRL, verl or anything that writes a CSV, to compare it with others.
+
+    Only quantities whose formulas agree with the metric dictionary are taken; every report flags such a run.
+
+    Examples:
+
+    `harness import out/trainer_state.json --format trl --study results/mine --arm "GRPO (TRL)" --seed 0 --responses 64
+    --score eval_accuracy --task gsm8k --model smollm2-135m`
+
+    `harness import verl.jsonl --format verl --study results/mine --arm "GRPO (verl)" --seed 0 --responses 1024
+    --score val-core/openai/gsm8k/acc/mean@1`
+    """
+    from harness.commands.import_run import run_import
+    from harness.foreign.write import Wanted
+
+    wanted = Wanted(
+        source=source, library=form, study=study, arm=arm, algorithm=algorithm or arm.lower(), seed=seed,
+        bracket="control" if control else "outcome", score=score, responses=responses, updates=updates,
+        status="collapsed" if collapsed else "completed", task=task, model=model, parameters=parameters,
+    )  # fmt: skip
+    raise typer.Exit(run_import(wanted, as_json=as_json))
 
 
 @app.command()

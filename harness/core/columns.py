@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import nan
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
-import msgspec
+if TYPE_CHECKING:
+    import msgspec
 
 
 class StepColumns(Sequence[dict[str, Any]]):
@@ -31,6 +32,10 @@ class StepColumns(Sequence[dict[str, Any]]):
             return [self[i] for i in range(*index.indices(len(self)))]
         return {key: _value(key, values[index]) for key, values in self._columns.items()}
 
+    def keys(self) -> tuple[str, ...]:
+        """The columns that were kept."""
+        return tuple(self._columns)
+
     def column(self, key: str) -> list[float | None]:
         """One column; KeyError where it was not kept."""
         return [None if v != v else v for v in self._columns[key]]
@@ -44,6 +49,8 @@ def _value(key: str, number: float) -> float | int | None:
 
 @lru_cache(maxsize=8)
 def _decoder(keys: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
+    import msgspec  # only reports need it
+
     fields: list[Any] = [("step", int), ("schema_version", int, 1)]
     names = {f"c{i}": key for i, key in enumerate(keys) if key != "step"}
     fields += [(name, float | None, None) for name in names]
@@ -52,6 +59,8 @@ def _decoder(keys: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
 
 def read_columns(path: Path, keys: Sequence[str], version: int) -> StepColumns | None:
     """Some columns of a steps.jsonl; None where a row is not as the schema has it, so that a slower reader must say."""
+    import msgspec
+
     decoder, rows = _decoder(tuple(keys)), []
     if path.exists():
         try:

@@ -32,6 +32,7 @@ SPEC, RESULT, VALIDITY, STEPS, EVENTS, EVALS, SAMPLES = (
     "samples.jsonl",
 )
 STUDY = "study.yaml"
+COMPONENT = "reward/component/"  # columns of steps.jsonl: parts of the task's reward, by name
 RUNS, ROLLOUTS, CHECKPOINTS, REPORT = "runs", "rollouts", "checkpoints", "report"
 
 RunStatus = Literal["completed", "collapsed", "no_learning", "infra_failed"]
@@ -68,8 +69,8 @@ class EvalRecord(Record):
     samples: int  # k of avg@k
     score: float  # avg@k: mean over questions of correct / n
     reward_mean: float  # task reward
-    length_mean: float  # response tokens
-    truncated: float  # share cut at the limit
+    length_mean: float | None  # response tokens; None where the run was made elsewhere and does not say
+    truncated: float | None  # share cut at the limit; None as above
     components: dict[str, float] = Field(default_factory=dict)  # mean of each named part of the task reward
     questions: tuple[QuestionScore, ...]  # left out by the light reader; `asked` has them either way
 
@@ -274,6 +275,19 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             raise InfrastructureError(f"{path}: line {number + 1} is not JSON, and it is not the last one") from None
 
 
+def read_lines_lazily(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows as far as they can be read, without reading the rest of the file."""
+    if path.exists():
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    row = json.loads(line)
+                except (json.JSONDecodeError, UnicodeDecodeError):
+                    return
+                if isinstance(row, dict):
+                    yield row
+
+
 def truncate_after(path: Path, step: int) -> None:
     """Drops records later than `step`, and a torn last line; used before a run continues from a checkpoint."""
     if path.exists():
@@ -313,6 +327,7 @@ class StudyFolder:
     runs: tuple[RunFolder, ...]  # in the order of the spec: arms, then seeds
     missing: tuple[tuple[str, int], ...]  # (arm, seed) of the spec without a readable run folder
     unlisted: tuple[str, ...]  # folders under runs/ that the spec does not ask for, or that a newer run replaces
+    torn: tuple[str, ...] = ()  # folders under runs/ without spec.json: cut off while they were made
 
     def of(self, arm: str) -> tuple[RunFolder, ...]:
         """The runs of one arm, by seed."""
@@ -369,7 +384,8 @@ def read_study(path: str | Path, columns: Sequence[str] | None = None) -> StudyF
     """Reads a study folder with all its runs; `columns` as for `read_run`."""
     folder = Path(path)
     spec = read_study_spec(folder)
-    names = sorted(p.name for p in (folder / RUNS).glob("*") if p.is_dir() and (p / SPEC).exists())
+    found_here = sorted(p.name for p in (folder / RUNS).glob("*") if p.is_dir())
+    names = [name for name in found_here if (folder / RUNS / name / SPEC).exists()]
     specs = {name: _read_model(folder / RUNS / name / SPEC, RunSpec) for name in names}
     chosen: dict[tuple[str, int], str] = {}
     for arm in spec.arms:
@@ -383,6 +399,7 @@ def read_study(path: str | Path, columns: Sequence[str] | None = None) -> StudyF
         runs=tuple(read_run(folder / RUNS / name, columns) for name in chosen.values()),
         missing=tuple((a.name, s) for a in spec.arms for s in spec.seeds if (a.name, s) not in chosen),
         unlisted=tuple(name for name in names if name not in chosen.values()),
+        torn=tuple(name for name in found_here if name not in names),
     )
 
 
@@ -404,6 +421,9 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
 
 
 def _some_steps(path: Path, columns: Sequence[str]) -> StepColumns:
+    """These columns, and the parts of the task's reward, whose names the run decides."""
+    first = next(read_lines_lazily(path), {})
+    columns = [*columns, *(key for key in first if key.startswith(COMPONENT))]
     found = read_columns(path, columns, SCHEMA_VERSION)
     return columns_of(read_steps(path), columns) if found is None else found
 

@@ -43,7 +43,7 @@ def of_record(record: EvalRecord) -> Evaluation:
         samples=sum(q.n for q in record.questions),
         shares=tuple(q.correct / q.n for q in record.questions if q.n),
         questions=ids,
-        means=tuple(means.items()),
+        means=tuple((key, value) for key, value in means.items() if value is not None),
     )
 
 

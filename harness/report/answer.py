@@ -207,7 +207,12 @@ def caveats(report: Mapping[str, Any]) -> list[str]:
             "Start: all runs begin from the same weights, "
             "so the spread over seeds leaves out the spread over cold starts."
         )
-    found.append("Tuning: every arm runs at its preset; an arm that loses here may win after tuning.")
+    tuning = report["tuning"]
+    found.append(
+        f"Tuning: {tuning['trials_each']} trials for each algorithm; a larger space or budget may order them otherwise."
+        if tuning
+        else "Tuning: every arm runs at its preset; an arm that loses here may win after tuning."
+    )
     return [*found, *_gaps(report)]
 
 
@@ -219,6 +224,8 @@ def _gaps(report: Mapping[str, Any]) -> list[str]:
     open_ = tally["unfinished"] + tally["missing"]
     if open_:
         found.append(f"Incomplete: {open_} of {tally['planned']} planned runs have not finished.")
+    if report["torn"]:
+        found.append(f"Cut off while being made (no spec.json), so not counted: {', '.join(report['torn'])}.")
     if tally["infra_failed"]:
         found.append(
             f"Failures: {tally['infra_failed']} of {tally['planned']} runs failed "

@@ -21,7 +21,9 @@ Layout (schema_version 2); an *estimate* is {value, low, high, n, level, estimat
     setup       fairness contract: what must be the same, and whether it was
     noise       seed SD, evaluation SE, spread within and between cold starts
     benchmarks  scores of `harness eval`: the base model and the arms, per benchmark and setting
-    samples     first prompts with a response per arm; runs: every run with its events;
+    tuning      default and tuned of a search's re-evaluation, null elsewhere
+    samples     the same prompts at the first, last healthy and collapse step of every arm
+    runs        every run with its events; torn: folders without spec.json
                 evals: every evaluation; tally; caveats; provenance; glossary
 """
 
@@ -36,7 +38,7 @@ from harness.report.answer import answer, caveats
 from harness.report.benchmarks import benchmark_scores
 from harness.report.collect import Shares, evaluations, question_scores, run_facts
 from harness.report.components import differences, identical, matrix, resolved, shared_setup
-from harness.report.curves import PANELS, axis_rankings, learning_curves, panels, pick_split
+from harness.report.curves import PANELS, axis_rankings, component_panels, learning_curves, panels, pick_split
 from harness.report.declaration import declaration
 from harness.report.evidence import arm_evidence, pair_evidence, profiles, use_when
 from harness.report.provenance import provenance
@@ -44,6 +46,7 @@ from harness.report.rewards import reward_components
 from harness.report.rules import check_rules
 from harness.report.samples import samples
 from harness.report.style import assign
+from harness.report.tuned import tuning_of
 from harness.report.validity import validity
 
 if TYPE_CHECKING:
@@ -84,7 +87,7 @@ def build_report(study: StudyFolder, together: int = 1) -> dict[str, Any]:
     report |= {
         "thresholds": [] if report["validity"]["reason"] else verdict.thresholds(curves, {a["name"]: a for a in arms}),
         "curves": {"split": split, "budget": study.spec.budget.sampled_tokens, "arms": curves},
-        "panels": panels(by_arm),
+        "panels": [*panels(by_arm), *component_panels(by_arm)],
         "components": matrix(algorithms, study.spec.reference_arm),
         "differences": differences(algorithms, study.spec.reference_arm),
         "identical": identical({a: slots for a, slots in algorithms.items() if a not in own_recipe}),
@@ -98,6 +101,8 @@ def build_report(study: StudyFolder, together: int = 1) -> dict[str, Any]:
         "benchmarks": benchmark_scores(study),
         "missing": [{"arm": arm, "seed": seed} for arm, seed in study.missing],
         "unlisted": list(study.unlisted),
+        "torn": list(study.torn),
+        "tuning": tuning_of(study.path),
         "tally": _tally(study, facts),
         "provenance": provenance(study),
         "glossary": _glossary(),

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from harness.core.scores import Score
 
 COUNTED = ("completed", "collapsed", "no_learning")  # statuses whose score enters every mean
+PHASES = {"generation": "perf/t_gen", "grading": "perf/t_reward", "old and reference log-probs": "perf/t_logp",
+          "updates": "perf/t_update", "evaluation": "perf/t_eval"}  # of a step's time  # fmt: skip
 COLUMNS = (
     "step", "optimizer_steps_cum", "sampled_tokens_cum", "trained_tokens_cum", "prompts_cum", "wallclock_s",
     "reward/mean", "signal/zero_var_frac", "perf/t_step", "entropy/exact", "kl_old/k3/last", "clip/tok_any/last",
-    "value/explained_var", "len/mean", "mismatch/abs_dlogp_mean",
+    "value/explained_var", "len/mean", "mismatch/abs_dlogp_mean", *PHASES.values(),
 )  # of steps.jsonl, read here  # fmt: skip
 TAIL = 0.1  # share of the steps that "end of training" means
 
@@ -178,6 +180,8 @@ def run_facts(run: RunFolder) -> dict[str, Any]:
         "kl_old": whole_mean(values(run.steps, "kl_old/k3/last")),
         "clip_tok_any": whole_mean(values(run.steps, "clip/tok_any/last")),
         "explained_var": tail_mean(values(run.steps, "value/explained_var")),
+        "phases": {name: whole_mean(values(run.steps, key)) for name, key in PHASES.items()},
+        "lr": spec.recipe.lr,
         "updates_per_batch": updates_per_batch(run),
         **_stability(run, state),
         "spec_hash": spec.hash,

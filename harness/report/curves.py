@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.core.columns import StepColumns
 from harness.core.metrics import BY_KEY
+from harness.core.results import COMPONENT
 from harness.report.collect import curve, values
 from harness.stats.estimate import mean_t
 
@@ -18,6 +20,7 @@ SMOOTH = 20  # a panel's mean is a running mean over a twentieth of the run
 MAX_POINTS, MIN_POINTS = 200, 20  # per line; longer runs are thinned by taking the mean of neighbouring steps
 POINTS = 6000  # of all lines of a panel together, so that a study of a hundred runs is still a small page
 LEARNING_POINTS = 25
+MAX_COMPONENTS = 6  # parts of the task's reward that are drawn
 AXES = ("sampled_tokens", "step", "trained_tokens", "wallclock_s")  # the first is the primary budget
 
 # key in the metric dictionary, column, title, log axis
@@ -130,6 +133,29 @@ def panels(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
             "absent": absent, "why_absent": metric.not_applicable or "not recorded",
         })  # fmt: skip
     return found
+
+
+def component_panels(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
+    """The parts of the task's reward, as panels."""
+    found = []
+    points = min(MAX_POINTS, max(MIN_POINTS, POINTS // max(1, sum(len(members) for members in runs.values()))))
+    names = sorted({key for members in runs.values() for r in members for key in _components(r)})
+    for column in names[:MAX_COMPONENTS]:
+        lines = {
+            arm: kept for arm, members in runs.items()
+            if (kept := [ln for r in members if column in _components(r) and (ln := _line(r, column, points))])
+        }  # fmt: skip
+        found.append({
+            "key": column, "column": column, "title": "Part of the reward", "unit": column.removeprefix(COMPONENT),
+            "log": False, "arms": lines, "means": {arm: _panel_mean(kept) for arm, kept in lines.items()},
+            "absent": [arm for arm in runs if arm not in lines], "why_absent": "not recorded",
+        })  # fmt: skip
+    return found
+
+
+def _components(run: RunFolder) -> list[str]:
+    keys = run.steps.keys() if isinstance(run.steps, StepColumns) else run.steps[0] if run.steps else ()
+    return [key for key in keys if key.startswith(COMPONENT)]
 
 
 def _panel_mean(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.report import text
+from harness.report.collect import PHASES
 from harness.report.tables import Notes, Table, arm_cell, by_group, cell, make_table
 
 
@@ -41,6 +42,37 @@ def _plain(e: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
     if e["value"] is None or e["low"] is not None:
         return notes.value(e, "score")
     return cell(text.score(e["value"]), f"n={e['n']}")
+
+
+def phases(report: Mapping[str, Any]) -> Table:
+    """Where the time of a step goes; empty where nothing was measured."""
+    names = [n for n in PHASES if any(a["phases"][n]["value"] is not None for a in report["arms"])]
+    notes, groups = Notes(), []
+    for g, arms in by_group(report) if names else ():
+        rows = []
+        for a in arms:
+            known = [a["phases"][n]["value"] for n in names]
+            total = sum(v for v in known if v is not None)
+            cells = [notes.value(a["phases"][n], "seconds") for n in names]
+            shares = ["" if v is None or not total else text.fraction(v / total) for v in known]
+            rows.append([arm_cell(a), *({**c, "t": f"{c['t']} ({s})"} if s else c
+                                        for c, s in zip(cells, shares, strict=True))])  # fmt: skip
+        groups.append((g["title"], rows))
+    return make_table(("Arm", *(n.capitalize() for n in names)), groups, notes.listed())
+
+
+def tuned(report: Mapping[str, Any]) -> Table:
+    """Default and tuned side by side, with what the search spent; empty where the study is no re-evaluation."""
+    found = report["tuning"]
+    rows = [[
+        cell(a["arm"]), cell(text.value_interval(a["default"])),
+        cell(text.value_interval(a["tuned"]) if a["tuned"] else "no feasible trial but the defaults"),
+        cell(text.value_interval(a["difference"], "signed") if a["difference"] else "n/a"),
+        cell(str(a["trials"]), f"{a['collapsed']} collapsed"),
+        cell(text.score(a["best_of"][-1]) if a["best_of"] else "n/a"),
+    ] for a in found["arms"]] if found else []  # fmt: skip
+    columns = ("Algorithm", "Default", "Tuned", "Tuned \u2212 default", "Trials", "Best of all trials")
+    return make_table(columns, [("", rows)])
 
 
 def tests(report: Mapping[str, Any]) -> Table:

@@ -37,6 +37,7 @@ def views(report: Mapping[str, Any]) -> dict[str, Any]:
     makers = (
         tables.verdict, evidence_tables.use_when, evidence_tables.aggregates, evidence_tables.tests,
         tables.efficiency, tables.behaviour, reward_parts, tables.budget, tables.pairs, tables.noise, tables.ranks,
+        evidence_tables.phases, evidence_tables.tuned,
         tables.runs, tables.ledger, tables.config, tables.setup, tables.validity, benchmarks.benchmarks,
     )  # fmt: skip
     return {maker.__name__: maker(report) for maker in makers}

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from harness.report import text
@@ -33,7 +34,97 @@ def evidence_plots(report: Report) -> list[dict[str, Any]]:
         if any(r["counted"] and r[key] is not None for r in report["runs"]):
             found.append({"title": title, "words": "a point per run; large: mean of the arm",
                           "plot": scatter(report, key, label, form)})  # fmt: skip
+    for r in report["ranks"]:
+        found.append({"title": "Rank of the mean score", "words": f"joint bootstrap over {r['n']} seed pairs",
+                      "plot": ranks(report, r)})  # fmt: skip
+    found += [{"title": f"Collapses of {name}", "words": "collapsed / finished runs by learning rate and updates",
+               "plot": region(name, cells)} for name, cells in regions(report).items()]  # fmt: skip
+    if report["tuning"] and any(len(a["best_of"]) > 1 for a in report["tuning"]["arms"]):
+        found.append({"title": "Score against trials", "words": "expected best of k trials, tuning seeds",
+                      "plot": best_of(report)})  # fmt: skip
     return found
+
+
+def ranks(report: Report, found: Mapping[str, Any]) -> Plot:
+    """P14: probability of every rank of the mean score, a bar per arm."""
+    rows = list(reversed(found["arms"]))
+    shades = [1.0 - 0.8 * i / max(1, len(rows) - 1) for i in range(len(rows))]
+    colors = {a["name"]: a["style"]["color"] for a in report["arms"]}
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((0.3, 0.17, 0.67, 0.78))
+        for y, row in enumerate(rows):
+            left = 0.0
+            for share, shade in zip(row["probability"], shades, strict=True):
+                axes.barh(y, share, left=left, height=0.62, color=colors[row["arm"]], alpha=shade, lw=0)
+                left += share
+        axes.set_yticks(range(len(rows)), [_name(r["arm"]) for r in rows])
+        axes.set_xlim(0, 1)
+        axes.grid(visible=False)
+        axes.set_xlabel("Probability of rank 1 (dark), 2, ... (light)")
+
+    name = f"ranks-{found['bracket']}-{found['roster']}"
+    return Plot(name=name, alt="Bootstrap rank distribution, a bar per arm", size=SIZE, draw=draw)
+
+
+def _name(arm: str) -> str:
+    return arm if len(arm) <= 16 else arm[:15] + "\u2026"
+
+
+Cells = dict[tuple[float, int], tuple[int, int]]  # (learning rate, updates per rollout batch) -> collapsed, finished
+
+
+def regions(report: Report) -> dict[str, Cells]:
+    """Algorithm -> cells, where a study has several learning rates or numbers of updates of it."""
+    algorithms = {a["name"]: a["algorithm"] for a in report["arms"]}
+    found: dict[str, Cells] = {}
+    for r in report["runs"]:
+        if r["status"] in ("completed", "collapsed", "no_learning") and r["updates_per_batch"] and r["lr"]:
+            cells = found.setdefault(algorithms[r["arm"]], {})
+            k, n = cells.get((r["lr"], r["updates_per_batch"]), (0, 0))
+            cells[r["lr"], r["updates_per_batch"]] = (k + (r["status"] == "collapsed"), n + 1)
+    return {name: cells for name, cells in found.items() if len(cells) > 2}
+
+
+def region(name: str, cells: Cells) -> Plot:
+    """P13: share of collapsed runs over learning rate and updates per rollout batch, with n in every cell."""
+    rates, updates = (sorted({key[i] for key in cells}) for i in (0, 1))
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes(BOX)
+        for (lr, mu), (k, n) in cells.items():
+            x, y = rates.index(lr), updates.index(mu)
+            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color="#D55E00", alpha=0.85 * k / n, lw=0))
+            axes.text(x, y, f"{k}/{n}", ha="center", va="center", fontsize=9)
+        axes.set_xlim(-0.5, len(rates) - 0.5)
+        axes.set_ylim(-0.5, len(updates) - 0.5)
+        axes.set_xticks(range(len(rates)), [f"{lr:.3g}" for lr in rates])
+        axes.set_yticks(range(len(updates)), [str(mu) for mu in updates])
+        axes.grid(visible=False)
+        axes.set_xlabel("Learning rate")
+        axes.set_ylabel("Updates per rollout batch")
+
+    alt = f"Collapsed runs of {name} by learning rate and updates per rollout batch"
+    return Plot(name=f"region-{name}", alt=alt, size=SIZE, draw=draw)
+
+
+def best_of(report: Report) -> Plot:
+    """P11: what k trials of the search are expected to find."""
+    colors = {a["name"]: a["style"]["color"] for a in report["arms"]}
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((0.13, 0.17, 0.62, 0.78))
+        for a in report["tuning"]["arms"]:
+            best = a["best_of"]
+            axes.plot(range(1, len(best) + 1), best, color=colors.get(a["arm"], MUTED), lw=1.6)
+            if best:
+                axes.text(1.03 * len(best), best[-1], _name(a["arm"]), fontsize=8.5, va="center")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_xlabel("Trials")
+        axes.set_ylabel("Score, validation split")
+
+    return Plot(name="best-of", alt="Expected best of k trials, a line per algorithm", size=SIZE, draw=draw)
 
 
 def profile(report: Report) -> Plot:
@@ -107,7 +198,7 @@ def scatter(report: Report, key: str, label: str, form: Callable[[float | None],
             axes.plot([_mean(x)], [_mean(y)], marker=a["style"]["marker"], ms=8, color=color, mew=1.2, ls="none")
             tops += y
         axes.set_ylim(0, min(1.02, 1.08 * max(tops)))
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.06 * axes.get_xlim()[1])
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(lambda v, _: form(v) if v else "0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from harness.report.components import flatten
 from harness.report.evidence import BOOTSTRAP_SEED
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def provenance(study: StudyFolder) -> dict[str, Any]:
         "finished": max(ended, default=None),
         "study_hash": study.spec.hash,
         "bootstrap_seed": BOOTSTRAP_SEED,
-        "backend": study.spec.backend.model_dump(mode="json"),
+        "backend": {k: v for k, v in flatten(study.spec.backend.model_dump(mode="json")).items() if v is not None},
         "regenerate": f"harness report <results>/{study.path.name}",
     }
 

@@ -148,6 +148,9 @@ def tuned_beside_default(report: Report) -> Iterator[str]:
     """R11: an arm with tuned settings stands beside its default, with its number of trials; else the page says so."""
     if not any(c.startswith("Tuning:") for c in report["caveats"]):
         yield "the page does not say how the arms were tuned"
+    for a in (report["tuning"] or {"arms": []})["arms"]:
+        if a["default"]["value"] is None or not isinstance(a["trials"], int):
+            yield f"the tuned {a['arm']} stands without its default or its number of trials"
 
 
 def seeds_are_fixed(report: Report) -> Iterator[str]:

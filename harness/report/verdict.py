@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.report.collect import COUNTED, NOTHING, Shares
+from harness.report.collect import COUNTED, NOTHING, PHASES, Shares
 from harness.stats.compare import COLLAPSE_T_FROM, Arm, Comparison, compare_family
 from harness.stats.estimate import Estimate, jeffreys, mean_t, variance_components
 from harness.stats.rank import rank_distribution
@@ -93,6 +93,8 @@ def arm_row(arm: Mapping[str, Any], runs: Sequence[Run], planned: int) -> dict[s
         "kl_old": estimate(runs, "kl_old", _on_policy(runs) or "not recorded"),
         "clip_tok_any": _clip(runs),
         "explained_var": estimate(runs, "explained_var", "the algorithm has no critic"),
+        "phases": {name: estimate([{**r, name: r["phases"][name]} for r in runs], name, "not measured")
+                   for name in PHASES},
         "wallclock_s": estimate(runs, "wallclock_s"),
         "memory_mib": estimate(runs, "memory_mib", "not measured"),
         **{key: estimate(runs, key) for key in SPENT},

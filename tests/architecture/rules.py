@@ -98,6 +98,7 @@ ROOMS = {
         modules=("harness.report",),
         may=(
             "harness.core.results",
+            "harness.core.columns",
             "harness.core.metrics",
             "harness.core.errors",
             "harness.core.scores",
@@ -109,6 +110,7 @@ ROOMS = {
             "harness.validity",
         ),
     ),
+    "foreign": Room(modules=("harness.foreign",), may=CORE),
     "cli": Room(modules=("harness.cli", "harness.commands", "harness.__main__"), anything=True),
     "bench": Room(modules=("harness.bench",), anything=True),
 }
@@ -137,6 +139,7 @@ FENCES = {
     "typer": ("harness.cli*", "harness.commands*"),
     "click": ("harness.cli*", "harness.commands*"),
     "rich": ("harness.cli*", "harness.commands*", "harness.study*"),
+    "msgspec": ("harness.core.columns",),
     "gguf": ("harness.models*",),
     "peft": ("harness.models*",),
     "fastdigest": ("algorithms.parts.tdigest",),
@@ -157,6 +160,7 @@ WITHOUT = {
     "report": ("torch", "transformers"),
     "validity": ("torch", "transformers", "numpy"),
     "study": ("torch", "transformers"),
+    "foreign": ("torch", "transformers"),
     "detectors": ("torch", "transformers"),
     "validate": ("torch", "transformers"),
     "core": ("transformers",),

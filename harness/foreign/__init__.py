@@ -1,0 +1,1 @@
+"""Runs made elsewhere: their logs as run folders, where a quantity is the same as ours."""
