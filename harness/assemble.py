@@ -99,6 +99,7 @@ def assemble(spec: RunSpec) -> Assembly:
             refill_cursor=progress.refill_cursor,
             carried=progress.carried,
             order=None if spec.start is None else spec.start.prompts,
+            pool=None if recipe.pool_size is None else (recipe.pool_size, recipe.pool),
         )
 
     trainer = Trainer(
