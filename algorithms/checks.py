@@ -27,6 +27,13 @@ def refusals_for(algorithm: Algorithm, info: TaskInfo) -> None:
             "a response is one turn there, so there are no rewards per turn",
             "advantage=group (for ppo: advantage.rewards=outcome), or a task of several turns such as guess",
         )
+    if "verdict" in algorithm.needs and info.verdict_held_out:
+        reading = ", ".join(f"{p.slot} {p.kind}" for p in algorithm.parts() if "verdict" in p.needs)
+        raise UsageError(
+            f"{algorithm.name} with {reading} on task {info.name}",
+            "it reads whether a response is correct, and with a learned reward that is the held-out metric",
+            "admission.metric=reward, another selection, or a reward that is not learned",
+        )
     _components(algorithm, info)
     if "values_past_end" in algorithm.needs:
         raise UsageError(
