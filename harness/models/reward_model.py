@@ -64,7 +64,7 @@ class RewardModel(Scorer):
 
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self._source, **self._where)
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(self._source, **self._where)
-        model = model.to(self._device).eval().requires_grad_(False)  # type: ignore[arg-type]
+        model = model.to(self._device).eval().requires_grad_(False)
         if model.config.pad_token_id is None:  # the classifier reads a row's last token that is not padding
             model.config.pad_token_id = tokenizer.pad_token_id
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
