@@ -52,11 +52,9 @@ def test_the_trainer_gives_the_samplers_log_probs_in_every_turn(played: tuple[As
 def test_an_episode_reads_as_it_was_played(played: tuple[Assembly, RolloutBatch]) -> None:
     parts, batch = played
     row = max(batch.trajectories, key=lambda t: len(t.turns))
-    task, state, start = parts.task, parts.task.start(parts.task.item("train", 0)), 0
-    prompt = next(
-        parts.task.item("train", i) for i in range(PROMPTS) if parts.task.item("train", i).id == row.prompt.id
-    )
-    state = task.start(prompt)
+    task, start = parts.task, 0
+    items = {item.id: item for item in (task.item("train", i) for i in range(PROMPTS))}
+    state = task.start(items[row.prompt.id])
     for end, _ in row.turns:
         said = row.response_ids[start : end + 1]
         assert all(row.loss_mask[start : end + 1])
