@@ -27,6 +27,13 @@ def refusals_for(algorithm: Algorithm, info: TaskInfo) -> None:
             "a response is one turn there, so there are no rewards per turn",
             "advantage=group (for ppo: advantage.rewards=outcome), or a task of several turns such as guess",
         )
+    if "verdict" in algorithm.needs and info.verdict_held_out:
+        reading = ", ".join(f"{p.slot} {p.kind}" for p in algorithm.parts() if "verdict" in p.needs)
+        raise UsageError(
+            f"{algorithm.name} with {reading} on task {info.name}",
+            "it reads whether a response is correct, and with a learned reward that is the held-out metric",
+            "admission.metric=reward, another selection, or a reward that is not learned",
+        )
     _components(algorithm, info)
     if "values_past_end" in algorithm.needs:
         raise UsageError(
@@ -41,7 +48,28 @@ def refusals_along(algorithm: Algorithm, recipe: Recipe, schedule: Iterable[Sche
     """The same for everything that the algorithm becomes in the course of a schedule."""
     entries = tuple(schedule)
     for at in sorted({0.0, *(entry.at for entry in entries)}):
-        refusals_for(scheduled(algorithm, recipe, entries, at)[0], info)
+        then, changed = scheduled(algorithm, recipe, entries, at)
+        refusals_for(then, info)
+        _pool(changed, info)
+
+
+def _pool(recipe: Recipe, info: TaskInfo) -> None:
+    """Raises UsageError for a pool that is none, or that the train split does not have."""
+    size, whole = recipe.pool_size, info.sizes.get("train")
+    if size is None:
+        if recipe.pool:
+            raise UsageError(
+                f"recipe.pool={recipe.pool} without recipe.pool_size",
+                "the whole train split is one pool, so there is no other",
+                "recipe.pool_size, the number of prompts of a pool",
+            )
+        return
+    if whole is not None and (recipe.pool + 1) * size > whole:
+        raise UsageError(
+            f"recipe.pool_size={size}, recipe.pool={recipe.pool} on task {info.name}",
+            f"its train split has {whole} prompts, so pool {recipe.pool} would repeat those of an earlier one",
+            f"recipe.pool_size of at most {whole // (recipe.pool + 1)}",
+        )
 
 
 def _components(algorithm: Algorithm, info: TaskInfo) -> None:

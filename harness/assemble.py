@@ -84,10 +84,7 @@ def assemble(spec: RunSpec) -> Assembly:
         clock=time.monotonic,
     )
     nets = networks(spec, algorithm, model)
-    optimizers = Optimizers(
-        policy=Optimizer(nets.policy, spec.recipe, spec.recipe.lr),
-        critic=None if nets.critic is None else Optimizer(nets.critic, spec.recipe, spec.recipe.critic_lr),
-    )
+    optimizers = optimizers_of(nets, spec.recipe)
 
     def gathered(current: Algorithm, recipe: Recipe, progress: Progress) -> Gathered:
         return gather(
@@ -99,6 +96,7 @@ def assemble(spec: RunSpec) -> Assembly:
             refill_cursor=progress.refill_cursor,
             carried=progress.carried,
             order=None if spec.start is None else spec.start.prompts,
+            pool=None if recipe.pool_size is None else (recipe.pool_size, recipe.pool),
         )
 
     trainer = Trainer(
@@ -109,11 +107,7 @@ def assemble(spec: RunSpec) -> Assembly:
         seed=spec.seed,
         nets=nets,
         optimizers=optimizers,
-        facts=TaskFacts(
-            reward_range=task.info.reward_range,
-            limit=spec.recipe.max_new_tokens * task.info.max_turns,
-            max_turns=task.info.max_turns,
-        ),
+        facts=facts_of(task, spec.recipe),
         gather=gathered,
         collate=lambda groups: collate(groups, spec.backend.device),
         sync=sampler.sync,
@@ -130,6 +124,20 @@ def assemble(spec: RunSpec) -> Assembly:
         optimizers=optimizers,
         trainer=trainer,
         memory_after_import_mib=memory,
+    )
+
+
+def facts_of(task: Task, recipe: Recipe) -> TaskFacts:
+    """What shaping needs to know; a response is at most all turns of an episode long."""
+    turns = task.info.max_turns
+    return TaskFacts(reward_range=task.info.reward_range, limit=recipe.max_new_tokens * turns, max_turns=turns)
+
+
+def optimizers_of(nets: Networks, recipe: Recipe) -> Optimizers:
+    """One per trained network."""
+    return Optimizers(
+        policy=Optimizer(nets.policy, recipe, recipe.lr),
+        critic=None if nets.critic is None else Optimizer(nets.critic, recipe, recipe.critic_lr),
     )
 
 

@@ -48,8 +48,8 @@ def verifier_cases(parts: Assembly, items: Sequence[Prompt]) -> VerifierCases:
     example: str | None = None
     try:
         for item in items:
-            for text, correct in parts.task.self_test_cases(item):
-                verdict = _graded(parts.task, item, text)
+            for text, correct in parts.task.verifier.self_test_cases(item):
+                verdict = _graded(parts.task.verifier, item, text)
                 if verdict is None:
                     continue
                 fault = _fault(parts, item, text, correct, verdict)
@@ -58,7 +58,7 @@ def verifier_cases(parts: Assembly, items: Sequence[Prompt]) -> VerifierCases:
                         counts[kind] = counts.get(kind, 0) + 1
                 if fault is not None:
                     example = example or f"{text!r} to the prompt {_shown(parts, item)}"
-        stored = golds(parts.task)
+        stored = golds(parts.task.verifier)
     except Exception as error:  # whatever a plug-in's grader raises would end the run later
         return VerifierCases(**counts, error=f"{type(error).__name__}: {error}")
     return VerifierCases(**counts, example=example, golds=stored)
@@ -103,7 +103,7 @@ def _verdicts(task: Task, pairs: Sequence[tuple[Prompt, str]]) -> list[Grade]:
 
 def _fault(parts: Assembly, item: Prompt, text: str, correct: bool, verdict: Grade) -> str | None:
     """Which expectation a known response's grade breaks."""
-    info = parts.task.info
+    info = parts.task.verifier.info
     low, high = info.reward_range
     inside = math.isfinite(verdict.score) and low <= verdict.score <= high
     if not inside or verdict.correct != (verdict.score >= info.threshold):
@@ -112,7 +112,7 @@ def _fault(parts: Assembly, item: Prompt, text: str, correct: bool, verdict: Gra
         return "refused" if correct else "accepted"
     if not correct:
         return None
-    again = _graded(parts.task, item, parts.codec.decode(parts.codec.encode_text(text)))
+    again = _graded(parts.task.verifier, item, parts.codec.decode(parts.codec.encode_text(text)))
     return None if again is not None and again.correct else "unspeakable"
 
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from harness.core.masked import group_sum
-from harness.core.parts import Admission, GroupView
+from harness.core.parts import Admission, GroupView, Need
 from harness.core.registry import part
 from harness.core.shapes import Bool, Tensor
 
@@ -47,6 +47,10 @@ class Mixed(Admission):
     on_exhausted: Literal["train", "raise"] = "train"  # the recipe raises; ours trains on what was admitted
     keep_singletons: bool = True
     carry_over: bool = False
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"verdict"}) if self.metric == "correct" else frozenset()
 
     @property
     def carries(self) -> bool:

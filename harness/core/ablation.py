@@ -9,7 +9,7 @@ from pydantic import Field
 
 from harness.core.errors import UsageError
 from harness.core.results import Record, write_atomic
-from harness.core.spec import Spec
+from harness.core.spec import ScheduleEntry, Spec
 
 ABLATION = "ablation.json"
 WITHOUT, WITH = "without", "with"  # levels of a component that is there or not
@@ -24,6 +24,7 @@ class Level(Spec):
     name: str
     overrides: dict[str, Any] = Field(default_factory=dict)  # dotted path -> value; empty: as the algorithm has it
     recipe: dict[str, Any] = Field(default_factory=dict)
+    schedule: tuple[ScheduleEntry, ...] = ()  # what changes in the course of the budget, where the factor is a stress
 
 
 class Factor(Spec):

@@ -18,7 +18,9 @@ from harness.core.expect import expect_shape, expect_tokens
 from harness.core.shapes import Bool, Float, Int, Tensor
 from harness.core.types import BatchTotals, StepCredit
 
-Need = Literal["critic", "reference", "graded_reward", "credit", "entropy", "components", "turns", "values_past_end"]
+Need = Literal[
+    "critic", "reference", "graded_reward", "credit", "entropy", "components", "turns", "verdict", "values_past_end"
+]
 
 
 class Part(BaseModel, ABC):

@@ -23,6 +23,7 @@ class TaskInfo:
     graded: bool = False  # the score takes more than two values
     credit: bool = False  # grades carry process rewards
     components: tuple[str, ...] = ()  # names of the parts of the reward that grades carry
+    verdict_held_out: bool = False  # the score is a learned reward; `correct` is the true metric, not for training
     max_turns: int = 1  # after which an episode is over at the latest
     self_testable: bool = True  # gold answers are graded right, those of other items wrong; False: known not to be
     sizes: Mapping[Split, int | None] = field(default_factory=dict)  # number of items; None = endless
@@ -47,6 +48,11 @@ class Task(ABC):
     @abstractmethod
     def step(self, state: Any, text: str, finish_reason: FinishReason) -> tuple[Any, Observation | Done]:
         """One turn: new state and the environment's reply, or the grade that ends the episode."""
+
+    @property
+    def verifier(self) -> Task:
+        """The task whose verdicts the start-up check tries; another one where the reward is learned."""
+        return self
 
     def gold(self, prompt: Prompt) -> str | None:
         """A response that is graded correct; None where the task cannot tell one."""
@@ -82,6 +88,26 @@ class SingleTurnTask(Task):
 
     def step(self, state: Prompt, text: str, finish_reason: FinishReason) -> tuple[Prompt, Done]:
         return state, Done(grade=self.grade(state, text, finish_reason))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A learned reward of one response."""
+
+    value: float | None  # None: no score could be had
+    why: str = ""  # why not
+
+
+class Scorer(ABC):
+    """A learned reward: a reward model or a judge."""
+
+    name: str
+    sha256: str  # of everything that can change a score
+    reward_range: tuple[float, float]
+
+    @abstractmethod
+    def score(self, responses: Sequence[Response]) -> list[Scored]:
+        """Rewards of a rollout's responses, in order; a failure is a value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +176,8 @@ __all__ = [
     "RunState",
     "SampleRequest",
     "Sampler",
+    "Scored",
+    "Scorer",
     "SingleTurnTask",
     "Split",
     "Task",

@@ -22,6 +22,11 @@ _ALGORITHMS: dict[str, Callable[[], Algorithm]] = {}
 _SPACES: dict[str, tuple[Dimension, ...]] = {}
 _TASKS: dict[str, Callable[..., Task]] = {}
 _loaded = False
+LEARNED_REWARDS = {
+    "model": ("harness.models.reward_model", "reward_model"),
+    "judge": ("tasks.judge", "judge"),
+}  # kind -> module and function that make the scorer
+LEARNED = tuple(f"{kind}:" for kind in LEARNED_REWARDS)
 
 
 def part(cls: P) -> P:
@@ -89,10 +94,19 @@ def task_names() -> list[str]:
 def build_task(name: str, params: dict[str, Any]) -> Task:
     """A task from `family`, `family:argument` or the path of a `.jsonl` or `.parquet` file.
 
-    The parameter `reward_function`, with those that belong to it, has the user's function grade it.
+    The parameter `reward_function`, with those that belong to it, has the user's function grade it, or a learned
+    reward: `model:<id or path>`, `judge:<url>`.
     """
     _load()
-    if params.get("reward_function") is not None:
+    reward = params.get("reward_function")
+    if str(reward).startswith(LEARNED):
+        kind, _, where = str(reward).partition(":")
+        module, make = LEARNED_REWARDS[kind]
+        given = {k: v for k, v in params.items() if not k.startswith(("reward_", "judge_"))}
+        options = {k: v for k, v in params.items() if k not in given and k != "reward_function"}
+        scorer = getattr(importlib.import_module(module), make)(where, **options)
+        return importlib.import_module("tasks.learned").learned(build_task(name, given), scorer)  # type: ignore[no-any-return]
+    if reward is not None:
         rewards = importlib.import_module("tasks.rewarded")
         given = {key: value for key, value in params.items() if key not in rewards.PARAMS}
         return rewards.rewarded(build_task(name, given), **{k: v for k, v in params.items() if k in rewards.PARAMS})  # type: ignore[no-any-return]

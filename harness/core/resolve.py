@@ -10,7 +10,10 @@ from harness.core.errors import UsageError, near
 from harness.core.registry import algorithm as preset
 from harness.core.spec import Recipe, RunSpec, ScheduleEntry, parse
 
-SCHEDULABLE = ("lr", "critic_lr", "lr_schedule", "warmup", "temperature", "max_new_tokens", "micro_batch_tokens")
+SCHEDULABLE = (
+    "lr", "critic_lr", "lr_schedule", "warmup", "temperature", "max_new_tokens", "micro_batch_tokens", "pool_size",
+    "pool",
+)  # fmt: skip
 
 
 def resolve_algorithm(name: str, overrides: dict[str, Any], recipe: Recipe) -> Algorithm:

@@ -64,7 +64,9 @@ class Recipe(Spec):
     """What a model needs to train at all; the same for every arm of a study."""
 
     prompts_per_step: int = Field(32, ge=1)  # prompts of one rollout batch
-    max_new_tokens: int = Field(256, ge=1)  # hard limit of a response
+    max_new_tokens: int = Field(256, ge=1)  # hard limit of a response, of each turn where a task has several
+    pool_size: int | None = Field(None, ge=1)  # distinct prompts to train on; None: the whole train split
+    pool: int = Field(0, ge=0)  # which pool of that size: another number is another set of prompts (query refresh)
     temperature: float = Field(1.0, gt=0)
     lr: float = Field(1e-6, ge=0)
     critic_lr: float = Field(1e-5, ge=0)
@@ -231,13 +233,14 @@ class ArmSpec(Spec):
     bracket: Bracket = "outcome"
     roster: Roster = "matched"
     recipe: dict[str, Any] = Field(default_factory=dict)  # recipe values of this arm alone; see OWN_RECIPE
+    schedule: tuple[ScheduleEntry, ...] = ()  # of this arm alone, after the study's
 
     @model_validator(mode="after")
     def _same_recipe_where_ranked(self) -> ArmSpec:
-        if self.recipe and self.bracket != "control" and self.roster not in OWN_RECIPE:
+        if (self.recipe or self.schedule) and self.bracket != "control" and self.roster not in OWN_RECIPE:
             raise ValueError(
-                f"arm {self.name} is ranked, so it has the study's recipe; only controls, and arms of a stressed or "
-                "tuned roster, have their own"
+                f"arm {self.name} is ranked, so it has the study's recipe and schedule; only controls, and arms of a "
+                "stressed or tuned roster, have their own"
             )
         return self
 

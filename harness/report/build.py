@@ -83,7 +83,7 @@ def build_report(study: StudyFolder, together: int = 1) -> dict[str, Any]:
     report |= {"declaration": declared, "profiles": profiles(facts, [a["name"] for a in arms]),
                "axes": axis_rankings(curves, compared), "use_when": use_when(report)}  # fmt: skip
     algorithms = resolved(by_arm)
-    own_recipe = {arm.name for arm in study.spec.arms if arm.recipe}
+    own_recipe = {arm.name for arm in study.spec.arms if arm.recipe or arm.schedule}
     report |= {
         "thresholds": [] if report["validity"]["reason"] else verdict.thresholds(curves, {a["name"]: a for a in arms}),
         "curves": {"split": split, "budget": study.spec.budget.sampled_tokens, "arms": curves},

@@ -10,9 +10,9 @@ import torch
 from harness.core.algorithm import Algorithm
 from harness.core.parts import GroupView
 from harness.core.spec import PromptOrder
-from harness.core.types import RolloutGroup
+from harness.core.types import Prompt, RolloutGroup
 from harness.rollout.collect import Collector
-from harness.rollout.order import MAIN, REFILL, train_prompts
+from harness.rollout.order import MAIN, REFILL, pool_prompts, train_prompts
 from harness.rollout.refill import Refill
 
 
@@ -40,14 +40,21 @@ def gather(
     refill_cursor: int,
     carried: Sequence[RolloutGroup] = (),
     order: PromptOrder | None = None,
+    pool: tuple[int, int] | None = None,
 ) -> Gathered:
     """Generation batches of `wanted` prompts until that many groups are admitted or the refill's rounds are used up.
 
     The first batch comes from the main prompt stream, refills from a stream of their own, so that one arm's refill
     never shifts another arm's prompts. `carried` is the surplus of the step before; `order` names other prompts than
-    those of the seed, in both streams.
+    those of the seed, in both streams. `pool` = (size, number) restricts both to some of them.
     """
     order = order or PromptOrder(seed=seed)
+
+    def prompts_of(stream: int, first: int, count: int) -> list[Prompt]:
+        if pool is None:
+            return train_prompts(collector.task, order.seed, stream, first, count)
+        return pool_prompts(collector.task, order.seed, stream, first, count, *pool)
+
     plan = Refill.of(algorithm.admission, wanted)
     admitted = plan.begin(carried)
     sampled: list[RolloutGroup] = []
@@ -55,10 +62,10 @@ def gather(
     rounds = 0
     while (decision := plan.decide(len(admitted), rounds)) == "more":
         if rounds == 0:
-            prompts = train_prompts(collector.task, order.seed, MAIN, order.first + rollout * wanted, wanted)
+            prompts = prompts_of(MAIN, order.first + rollout * wanted, wanted)
         else:
             size = plan.size(len(admitted))
-            prompts = train_prompts(collector.task, order.seed, REFILL, order.first + refill_cursor, size)
+            prompts = prompts_of(REFILL, order.first + refill_cursor, size)
             refill_cursor += size
         new = collector.collect(prompts, algorithm.siblings, (seed, rollout), [g.prompt for g in sampled])
         t_gen, t_reward = t_gen + new.t_gen, t_reward + new.t_reward

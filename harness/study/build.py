@@ -132,7 +132,7 @@ def build(
         raise UsageError(f"seeds {list(spec.seeds)}", "they are different whole numbers from 0 on", "--seeds 0,1,2")
     for arm in arms:
         record = resolve_algorithm(arm.algorithm, arm.overrides, recipe)
-        refusals_along(record, recipe, spec.schedule, task.info)
+        refusals_along(record, arm_recipe(recipe, arm), (*spec.schedule, *arm.schedule), task.info)
     name = choices.name or data.get("name") or study_name(spec)
     spec = spec.model_copy(update={"name": name})
     spec = spec.model_copy(update={"backend": backend_of(spec)})
@@ -296,7 +296,7 @@ def run_specs(spec: StudySpec) -> list[RunSpec]:
             backend=spec.backend,
             monitor=spec.monitor,
             start=spec.start,
-            schedule=spec.schedule,
+            schedule=(*spec.schedule, *arm.schedule),
             checkpoints=spec.checkpoints,
         )
         for seed in spec.seeds

@@ -62,8 +62,9 @@ def check(design: Design) -> None:
         if factor in design.factors and design.kind != "factorial" and len(levels) > 2:
             raise UsageError(f"factor {factor.name} with {len(levels)} levels in a design {design.kind}",
                              "it goes from one level to another", "design factorial, or two levels")  # fmt: skip
-        if factor in design.factors and any(level.recipe for level in factor.levels):
-            raise UsageError(f"factor {factor.name} changes the recipe", "its effect would not be the algorithm's",
+        if factor in design.factors and any(level.recipe or level.schedule for level in factor.levels):
+            raise UsageError(f"factor {factor.name} changes the recipe or has a schedule",
+                             "its effect would not be the algorithm's",
                              "put it under `stress`")  # fmt: skip
     if design.kind == "fraction" and len(design.factors) < 3:
         raise UsageError(f"a fraction of {len(design.factors)} factors", "it would confound them with one another",
@@ -106,6 +107,8 @@ def build_cells(design: Design, roster: Roster, recipe: Recipe) -> tuple[tuple[A
 def _arm(base: ArmSpec, name: str, levels: Sequence[Level], recipe: Recipe, *, stressed: bool) -> ArmSpec:
     changes: dict[str, Any] = {}
     mine: dict[str, Any] = {}
+    schedule = tuple(sorted((entry for level in levels for entry in level.schedule), key=lambda entry: entry.at))
+    _refuse_shared(name, levels)
     for level in levels:
         for given, known in ((level.overrides, changes), (level.recipe, mine)):
             twice = sorted(given.keys() & known.keys())
@@ -117,8 +120,20 @@ def _arm(base: ArmSpec, name: str, levels: Sequence[Level], recipe: Recipe, *, s
         parse(Recipe, {**recipe.model_dump(), **mine}, f"recipe of {name}")
     return ArmSpec(
         name=name, algorithm=base.algorithm, overrides=settled(base, changes, recipe), bracket=base.bracket,
-        roster="stressed" if stressed else base.roster, recipe=mine,
+        roster="stressed" if stressed else base.roster, recipe=mine, schedule=schedule,
     )  # fmt: skip
+
+
+def _refuse_shared(name: str, levels: Sequence[Level]) -> None:
+    """Two factors whose schedules set one path could not be told apart."""
+    seen: set[str] = set()
+    for level in levels:
+        paths = {path for entry in level.schedule for path in entry.overrides}
+        if paths & seen:
+            raise UsageError(f"{name}: schedule of {sorted(paths & seen)[0]}", "two factors set it in the course of a "
+                             "run, so their effects could not be told apart", "one factor, with a level for each "
+                             "combination")  # fmt: skip
+        seen |= paths
 
 
 def settled(base: ArmSpec, changes: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -152,7 +167,7 @@ def refuse_twins(arms: Sequence[ArmSpec], recipe: Recipe) -> None:
     seen: dict[str, str] = {}
     for arm in arms:
         record = resolve_algorithm(arm.algorithm, arm.overrides, recipe)
-        key = f"{record.model_dump_json()} {sorted(arm.recipe.items())}"
+        key = f"{record.model_dump_json()} {sorted(arm.recipe.items())} {arm.schedule}"
         if key in seen:
             raise UsageError(
                 f"cells {seen[key]!r} and {arm.name!r}", "they are the same algorithm: a level changes nothing there",
@@ -173,7 +188,8 @@ def with_design(data: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str
 def parse_design(data: Mapping[str, Any], roster: Roster, recipe: Recipe) -> Design:
     """A design from YAML: `factors: {name: {level: {path: value}}}`, or `between: [grpo, dapo]`; `stress` likewise.
 
-    `recipe.<field>` among a stress level's paths changes the recipe.
+    `recipe.<field>` among a stress level's paths changes the recipe, and `schedule` holds what changes in the course
+    of the budget: `refresh: {off: {}, on: {schedule: [{at: 0.5, overrides: {recipe.pool: 1}}]}}`.
     """
     if not isinstance(data, Mapping):
         raise UsageError(f"design: {data!r}", "it is a mapping", "kind, algorithm and factors")
@@ -222,7 +238,10 @@ def _factors(data: Any, where: str) -> tuple[Factor, ...]:
 
 def _level(name: str, changes: Mapping[str, Any]) -> Level:
     recipe = {k.removeprefix("recipe."): v for k, v in changes.items() if k.startswith("recipe.")}
-    return Level(name=name, overrides={k: v for k, v in changes.items() if not k.startswith("recipe.")}, recipe=recipe)
+    overrides = {k: v for k, v in changes.items() if not k.startswith("recipe.") and k != "schedule"}
+    data = {"name": name, "overrides": overrides, "recipe": recipe, "schedule": changes.get("schedule", ())}
+    level: Level = parse(Level, data, f"level {name}")
+    return level
 
 
 def factors_between(a: str, b: str, roster: Roster, recipe: Recipe) -> tuple[Factor, ...]:

@@ -42,11 +42,14 @@ SPECIFIED = ("task", "model", "recipe", "budget", "eval", "backend", "start", "s
 
 
 def settings_of(run: RunFolder, study: StudySpec) -> dict[str, Any]:
-    """Every setting of `SETTINGS`, None where it is not known; an arm's own recipe values are no difference."""
+    """Every setting of `SETTINGS`, None where it is not known; what an arm has for itself is no difference."""
     spec, shared = run.spec.model_dump(mode="json"), study.recipe.model_dump(mode="json")
-    own = next((arm.recipe for arm in study.arms if arm.name == run.spec.arm), {})
+    arm = next((arm for arm in study.arms if arm.name == run.spec.arm), None)
+    own = {} if arm is None else arm.recipe
     found: dict[str, Any] = {key: spec[key] for key in SPECIFIED}
     found["recipe"] = spec["recipe"] | {key: shared[key] for key in own if key in shared}
+    if arm is not None and arm.schedule:  # what stands behind the study's own entries is the arm's
+        found["schedule"] = spec["schedule"][: -len(arm.schedule)]
     found["start"] = spec["start"] or "the model's own weights"
     found["questions"] = _questions(run.evals)
     if run.result is None:

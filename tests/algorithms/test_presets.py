@@ -127,9 +127,7 @@ def test_calibration_freezes_the_range() -> None:
 
 
 def test_brackets() -> None:
-    assert {name for name in ARMS if ARMS[name].bracket == "dense"} == {
-        name for name in ARMS if "credit" in build_arm(name).needs
-    }
+    assert {name for name in ARMS if ARMS[name].bracket == "dense"} == {name for name in ARMS if build_arm(name).dense}
 
 
 def test_component_matrix_names_every_slot() -> None:

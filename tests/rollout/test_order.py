@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from harness.rollout.order import MAIN, REFILL, held_out_prompts, train_prompts
+from harness.rollout.order import MAIN, REFILL, held_out_prompts, pool_prompts, train_prompts
 from tests.fakes.small_tasks import NumbersTask
 
 
@@ -40,3 +40,21 @@ def test_held_out_prompts_are_the_first_items() -> None:
     assert [p.id for p in held_out_prompts(task, "validation", 100)] == [f"validation-{i}" for i in range(5)]
     assert [p.id for p in held_out_prompts(task, "validation", 2)] == ["validation-0", "validation-1"]
     assert [p.id for p in held_out_prompts(task, "test", 3)] == ["test-0", "test-1", "test-2"]
+
+
+def test_a_pool_is_walked_epoch_by_epoch_and_another_one_has_other_prompts() -> None:
+    for task in (NumbersTask(20), NumbersTask(None)):
+        pools = []
+        for number in range(3):
+            walk = [p.id for p in pool_prompts(task, 0, MAIN, 0, 18, 6, number)]
+            epochs = [walk[i : i + 6] for i in range(0, 18, 6)]
+            assert len({frozenset(epoch) for epoch in epochs}) == 1
+            assert len(set(epochs[0])) == 6
+            assert epochs[0] != epochs[1]
+            assert [p.id for p in pool_prompts(task, 0, MAIN, 4, 9, 6, number)] == walk[4:13], "however it is cut"
+            assert {p.id for p in pool_prompts(task, 0, REFILL, 0, 6, 6, number)} == set(walk)
+            pools.append(set(walk))
+        assert not pools[0] & pools[1] | pools[1] & pools[2] | pools[0] & pools[2]
+        assert sorted(pools[0]) == sorted(ids(task, 0, MAIN, 0, 6)), (
+            "the first pool is where a run without pools begins"
+        )

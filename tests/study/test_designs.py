@@ -16,7 +16,7 @@ from harness.core.spec import BackendSpec, Recipe, Roster
 from harness.models.recipes import held_out, recipe
 from harness.study.arms import build_arm
 from harness.study.build import Choices, Planned, build, run_specs
-from harness.study.designs import build_cells, factors_between, settings
+from harness.study.designs import build_cells, factors_between, parse_design, settings
 from harness.study.presets import preset_names
 
 TINY = Recipe.model_validate(recipe("tiny"))
@@ -68,7 +68,7 @@ def test_the_dapo_cube_reaches_from_grpo_without_kl_to_dapo() -> None:
 def test_bundled_ablations_can_be_built(name: str) -> None:
     found = planned(preset=name)
     assert found.ablation is not None
-    kind, factors = found.ablation.design.kind, found.ablation.design.factors
+    kind, factors = found.ablation.design.kind, (*found.ablation.design.factors, *found.ablation.design.stress)
     if kind == "factorial":
         assert len(found.ablation.cells) == prod(len(f.levels) for f in factors)
     assert len(found.spec.arms) == len(found.ablation.cells) + len(found.ablation.extra)
@@ -145,3 +145,28 @@ def test_designs_that_cannot_answer_are_refused(changes: dict[str, Any], expecte
         planned(**changes)
     assert expected in str(error.value), str(error.value)
     assert error.value.instead
+
+
+def test_schedules_are_factors_of_their_own() -> None:
+    """Query refresh x growing responses: each cell has the entries of its levels, in the order of their times."""
+    refresh = {"off": {}, "on": {"schedule": [{"at": 0.5, "overrides": {"recipe.pool": 1}}]}}
+    length = {"short": {}, "growing": {"schedule": [{"at": 0.25, "overrides": {"recipe.max_new_tokens": 70}}]}}
+    data = {
+        "kind": "factorial", "algorithm": "grpo",
+        "factors": {"clip": {"narrow": {}, "wide": {"surrogate.high": 0.4}}},
+        "stress": {"refresh": {k: {**v, "recipe.pool_size": 64} for k, v in refresh.items()}, "length": length},
+    }  # fmt: skip
+    design = parse_design(data, "matched", Recipe())
+    arms, ablation = build_cells(design, "matched", Recipe())
+    assert len(arms) == 8
+    for arm in arms:
+        cell = ablation.cells[arm.name]
+        expected = [0.25] * (cell["length"] == "growing") + [0.5] * (cell["refresh"] == "on")
+        assert [entry.at for entry in arm.schedule] == expected
+        assert arm.roster == "stressed"
+    both = {**data, "stress": {"refresh": refresh, "again": {"no": {}, "yes": refresh["on"]}}}
+    with pytest.raises(UsageError, match=r"schedule of recipe\.pool"):
+        build_cells(parse_design(both, "matched", Recipe()), "matched", Recipe())
+    inside = {**data, "factors": {"refresh": refresh}, "stress": {}}
+    with pytest.raises(UsageError, match="has a schedule"):
+        build_cells(parse_design(inside, "matched", Recipe()), "matched", Recipe())

@@ -137,9 +137,24 @@ def test_a_schedule_takes_effect_at_its_fraction() -> None:
     assert (recipe.max_new_tokens, recipe.temperature) == (5, 1.0)
 
 
+def test_prompts_are_refreshed_and_responses_grow_at_their_fraction() -> None:
+    """Eight prompts twice, then eight others; a limit of 5 tokens, then of 12."""
+    refresh = [{"at": 0.5, "overrides": {"recipe.pool": 1, "recipe.max_new_tokens": 12}}]
+    recipe = {"pool_size": 8, "max_new_tokens": 5, "prompts_per_step": 8}
+    outcomes = [*train(assemble(run_spec(steps=4, recipe=recipe, schedule=refresh)).trainer, Progress())]
+    seen = [{g.prompt.id for g in o.gathered.sampled} for o in outcomes]
+    assert seen[0] == seen[1]
+    assert seen[2] == seen[3]
+    assert not seen[0] & seen[2]
+    assert len(seen[0]) == 8
+    longest = [max(t.num_tokens for g in o.gathered.sampled for t in g.trajectories) for o in outcomes]
+    assert longest == [5, 5, 12, 12]
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
+        ({"recipe.pool": 1}, "without recipe.pool_size"),
         ({"surrogate.hihg": 0.3}, "did you mean surrogate.high"),
         ({"recipe.lrr": 0.1}, "did you mean lr"),
         ({"recipe.prompts_per_step": 8}, "cannot change during a run"),
