@@ -11,9 +11,10 @@ from harness.core.results import COLLAPSED
 from harness.core.scores import final_eval, score_of
 from harness.stats.curve import dispersion, drawdown
 from harness.stats.estimate import clustered_mean, finite
+from harness.stats.passes import pass_at
 
 if TYPE_CHECKING:
-    from harness.core.results import EvalRecord, RunFolder, RunResult
+    from harness.core.results import EvalRecord, QuestionScore, RunFolder, RunResult
     from harness.core.scores import Score
 
 COUNTED = ("completed", "collapsed", "no_learning")  # statuses whose score enters every mean
@@ -60,13 +61,19 @@ def evaluations(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
         {
             "run": r.path.name, "arm": r.spec.arm, "seed": r.spec.seed, "step": e.step,
             "sampled_tokens": e.sampled_tokens_cum, "split": e.split, "task": e.task, "samples": e.samples,
-            "questions": len(e.questions), "score": e.score,
+            "questions": len(e.questions), "score": e.score, "pass_at_k": pass_at_k(e.questions, e.samples),
             "se": clustered_mean([q.correct for q in e.questions], [q.n for q in e.questions])[1]
             if any(q.n for q in e.questions) else None,
             "reward_mean": e.reward_mean, "length_mean": e.length_mean, "truncated": e.truncated,
         }
         for r in runs for e in r.evals
     ]  # fmt: skip
+
+
+def pass_at_k(questions: Sequence[QuestionScore], k: int) -> float | None:
+    """Unbiased share of questions that one of k samples solves; None where none has k samples."""
+    found = [pass_at(k, q.n, q.correct) for q in questions if q.n >= k]
+    return sum(found) / len(found) if found else None
 
 
 def values(steps: Sequence[dict[str, Any]], key: str) -> list[float | None]:
