@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.core.errors import UsageError
 from harness.core.ports import Response, SingleTurnTask
@@ -16,7 +19,9 @@ from harness.core.registry import build_task
 from harness.core.types import Grade
 from harness.selftest import golds
 from tasks import programs, sandbox
+from tasks.problems import problem_of
 from tasks.programs import program_of, same_output
+from tasks.sources import Source
 
 boxed = pytest.mark.system("bwrap")
 STDIN = [
@@ -181,7 +186,7 @@ def test_livecodebenchs_packed_tests_are_read_without_running_the_pickle(tmp_pat
     tests = json.loads(task.item("train", 0).answer)["tests"]
     assert [(t["kind"], t["given"], t["expected"]) for t in tests] == [("call", [[1, 2]], 3), ("call", [[4]], 4)]
     bad = [{**LCB, "private_test_cases": "bm8gemxpYg=="}]
-    with pytest.raises(UsageError, match=r"line 1: field private_test_cases.*packed"):
+    with pytest.raises(UsageError, match=r"(?s)line 1: field private_test_cases.*packed"):
         build_task(write(tmp_path, bad), {"isolation": "none"})
 
 
@@ -200,3 +205,49 @@ def test_days_and_ratings_that_cannot_be_read(
 ) -> None:
     with pytest.raises(UsageError, match=f"(?s){expected}"):
         build_task(write(tmp_path, [{**row, **changes} for row in STDIN]), {"isolation": "none", **params})
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.sampled_from(["", "x", "[1, 2]", "{}", "[{}]"]),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["input", "output"]), inner, max_size=2)
+    ),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from(ROWS), st.data())
+def test_whatever_a_field_holds_the_row_is_read_or_its_line_is_named(row: dict[str, Any], data: st.DataObject) -> None:
+    """No field of a published shape can end a task with anything but an error that names source and row."""
+    known = ("rating", "contest_date", "starter_code", "metadata", "private_test_cases", "entry_point", "test")
+    changed = data.draw(st.dictionaries(st.sampled_from([*row, *known]), PLAIN, min_size=1, max_size=2))
+    source = Source(label="problems.jsonl", unit="line", sha256="")
+    read, why = None, "line 7"
+    try:
+        read = problem_of(source, 7, row | changed, 20)
+    except UsageError as error:
+        why = str(error)
+    assert "line 7" in why
+    if read is not None:
+        assert read.tests
+        json.dumps([asdict(test) for test in read.tests])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"test_list": [1, 2]}, "test_list.*a int, 1"),
+        ({"test_list": "assert"}, "test_list.*not JSON"),
+        ({"test_list": {"a": 1}}, "test_list.*a dict, not a list"),
+        ({"input_output": {"inputs": [3], "outputs": [4], "fn_name": "f"}}, "inputs of f are a int"),
+        ({"input_output": {"inputs": [3], "outputs": []}}, "1 inputs and 0 outputs"),
+        ({"tests": [{"input": "1"}]}, "field tests.*without input and output"),
+        ({"tests": []}, "no tests"),
+        ({"question": "", "tests": [{"input": "", "output": ""}]}, "no statement"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_field(changes: dict[str, Any], expected: str) -> None:
+    source = Source(label="problems.jsonl", unit="line", sha256="")
+    base: dict[str, Any] = {"question": "Do it."} if "question" not in changes else {}
+    with pytest.raises(UsageError, match=f"(?s)problems.jsonl, line 7.*{expected}"):
+        problem_of(source, 7, base | changes, 20)
