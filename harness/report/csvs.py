@@ -39,6 +39,7 @@ EVALS = (
     "questions",
     "score",
     "se",
+    "pass_at_k",
     "reward_mean",
     "length_mean",
     "truncated",

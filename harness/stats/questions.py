@@ -1,9 +1,8 @@
-"""Held-out questions: question-clustered intervals, paired differences, pass@k."""
+"""Held-out questions: question-clustered intervals and paired differences."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import comb
 
 import numpy as np
 from scipy import stats
@@ -39,24 +38,3 @@ def paired_questions(a: Mapping[str, float], b: Mapping[str, float], level: floa
     half = float(stats.t.ppf(0.5 + level / 2, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)))
     mean = float(d.mean())
     return Estimate(value=mean, low=mean - half, high=mean + half, n=len(d), level=level, estimator=name)
-
-
-def pass_at_k(correct: int, samples: int, k: int) -> float:
-    """1 - C(n - c, k) / C(n, k), unbiased for n >= k samples of one question (Chen et al. 2107.03374)."""
-    if not 0 <= correct <= samples or not 1 <= k <= samples:
-        raise ValueError(f"pass@{k} from {correct} of {samples} samples")
-    return 1.0 - comb(samples - correct, k) / comb(samples, k)
-
-
-def mean_pass_at_k(correct: Sequence[int], samples: Sequence[int], k: int, level: float = 0.95) -> Estimate:
-    """Mean over questions with at least 2k samples (fewer make it too noisy), question-clustered t interval."""
-    kept = [pass_at_k(c, n, k) for c, n in zip(correct, samples, strict=True) if n >= max(2 * k, 1)]
-    name = f"pass@{k}, mean over questions, question-clustered t interval"
-    if len(kept) < 3:
-        note = f"fewer than three questions have {2 * k} samples" if len(kept) < len(samples) else "too few questions"
-        return Estimate(value=None, n=len(kept), level=level, estimator=name, note=note)
-    x = np.array(kept)
-    half = float(stats.t.ppf(0.5 + level / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
-    mean = float(x.mean())
-    low, high = max(0.0, mean - half), min(1.0, mean + half)
-    return Estimate(value=mean, low=low, high=high, n=len(x), level=level, estimator=name)

@@ -148,7 +148,7 @@ FENCES = {
     "datasets": ("harness.evaluate*", "harness.bench*", "tasks.sources"),
     "pyarrow": ("tasks.sources",),
     "math_verify": ("tasks.graders.mathematics",),
-    "sympy": ("tasks.graders.mathematics",),
+    "sympy": ("tasks.graders.mathematics", "tasks.reasoning_gym"),
     "trl": ("harness.bench*",),
     "jaxtyping": ("harness.core.shapes",),
     "beartype": (),

@@ -93,3 +93,13 @@ def test_inversion_never_picks_what_has_no_probability() -> None:
     top = torch.rand(2000, 7, generator=torch.Generator().manual_seed(0))
     top[:, 4:] = 0  # nothing behind the last possible token may be reached by rounding
     assert int(invert(top / top.sum(-1, keepdim=True), torch.full((2000,), 1.0).double()).max()) == 3
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_temperature_0_is_greedy_whatever_the_uniforms(size: int) -> None:
+    logits = random_logits(16, size, 3.0)
+    for u in (torch.zeros(16), torch.full((16,), 0.999)):
+        drawn = draw(logits, u, 0.0)
+        assert torch.equal(drawn.token, logits.argmax(-1))
+        assert not drawn.logp.any()
+        assert not drawn.entropy.any()

@@ -292,8 +292,8 @@ def test_what_cannot_be_sampled_is_refused() -> None:
     with pytest.raises(UsageError, match=r"(?s)MambaForCausalLM.*past_key_values.*another"):
         sampler(mamba, None)
     policy = build("llama")
-    with pytest.raises(UsageError, match=r"(?s)temperature 0.*above 0"):
-        sampler(policy, None).generate(requests(PROMPTS, 1), max_new_tokens=3, temperature=0.0)
+    with pytest.raises(UsageError, match=r"(?s)temperature -1.*or more"):
+        sampler(policy, None).generate(requests(PROMPTS, 1), max_new_tokens=3, temperature=-1.0)
     with pytest.raises(UsageError, match="an empty stop string"):
         sampler(policy, None, stop=("a", ""), decode=str)
     with pytest.raises(UsageError, match="nothing decodes"):

@@ -1,4 +1,4 @@
-"""What stands on the page only where there is data: tuning, stable regions, parts of the reward, phases, torn folders."""
+"""What stands on the page only where there is data: tuning, stable regions, reward parts, phases, torn folders."""
 
 from __future__ import annotations
 

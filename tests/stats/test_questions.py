@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from harness.stats.estimate import clustered_mean
-from harness.stats.questions import clustered, mean_pass_at_k, paired_questions, pass_at_k
+from harness.stats.questions import clustered, paired_questions
 
 
 def test_the_clustered_interval_covers_and_the_naive_one_does_not() -> None:
@@ -41,17 +40,3 @@ def test_pairing_questions_narrows_the_interval() -> None:
     se = clustered_mean([int(v) for v in a.values()], [1] * 400)[1]
     assert found.high - found.low < 2 * 1.96 * 1.41 * se  # type: ignore[operator]
     assert paired_questions({"q": 1.0}, {}).value is None
-
-
-def test_pass_at_k_is_unbiased() -> None:
-    rng = np.random.default_rng(3)
-    drawn = [pass_at_k(int(c), 10, 4) for c in rng.binomial(10, 0.3, 20_000)]
-    assert np.mean(drawn) == pytest.approx(1 - 0.7**4, abs=0.005)
-    assert (pass_at_k(0, 8, 4), pass_at_k(8, 8, 4), pass_at_k(1, 4, 1)) == (0.0, 1.0, 0.25)
-    with pytest.raises(ValueError, match="pass@9"):
-        pass_at_k(1, 8, 9)
-
-
-def test_pass_at_k_needs_twice_the_samples() -> None:
-    assert mean_pass_at_k([1, 2, 3], [4, 4, 4], 4).value is None
-    assert mean_pass_at_k([1, 2, 3], [8, 8, 8], 4).value is not None

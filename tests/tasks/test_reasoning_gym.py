@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from importlib.util import find_spec
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from harness.core.errors import UsageError
 from harness.core.ports import Split
 from harness.core.registry import build_task
+from tasks.reasoning_gym import divisors
 from tasks.splits import split_of
 
 pytest.importorskip("reasoning_gym", reason="the extra `reasoning-gym` is not installed")
@@ -82,3 +86,22 @@ def test_the_instruction_follows_the_question() -> None:
 def test_mistakes_are_named(name: str, params: dict[str, Any], expected: str) -> None:
     with pytest.raises(UsageError, match=rf"(?s){expected}"):
         build_task(f"reasoning_gym:{name}", params)
+
+
+def test_divisors_are_those_of_the_package_in_its_order() -> None:
+    """Same list, so the generator draws the same items; but not by trial division up to 10^12."""
+    build_task("reasoning_gym:chain_sum", SMALL)
+    source = Path(str(find_spec("reasoning_gym.arithmetic.basic_arithmetic").origin)).read_text()  # type: ignore[union-attr]
+    theirs: dict[str, Any] = {}
+    start = source.index("def find_common_divisors")
+    exec(source[start : source.index("\n\n\n", start)], theirs)
+    for a, b in ((12, 18), (36, 36), (0, 0), (7, 0), (-48, 180), (1, 9), (3600, 0)):
+        assert divisors(a, b) == theirs["find_common_divisors"](a, b)
+    assert len(divisors(2**40 * 3**20, 0)) == 41 * 21
+
+
+def test_a_generator_that_once_took_hours_gives_items() -> None:
+    task = build_task("reasoning_gym:basic_arithmetic", {})
+    start = time.monotonic()
+    assert len({task.item(split, i).id for split in SPLITS for i in range(70)}) > 200
+    assert time.monotonic() - start < 30

@@ -26,7 +26,12 @@ def draw(logits: Float[Tensor, "R V"], u: Float[Tensor, "R"], temperature: float
     """Tokens of softmax(logits / temperature) at the uniforms `u`, in token order; never one of probability 0.
 
     token = min{k : cdf(k) > u * cdf(V)} with the cdf in float64; logp = z - logsumexp(z), entropy = -sum p log p.
+    Temperature 0 is greedy: the first of the likeliest tokens, drawn with probability 1.
     """
+    if temperature == 0:
+        token = logits.argmax(-1)
+        certain = torch.zeros(len(logits), dtype=torch.float32, device=logits.device)
+        return Drawn(token, certain, certain)
     if logits.shape[1] <= ONE_PASS:
         return _draw_at_once(logits, u, temperature)
     rows = max(1, CHUNK.get(logits.device.type, CHUNK["cpu"]) // logits.shape[1])

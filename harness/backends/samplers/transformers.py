@@ -105,8 +105,8 @@ class TransformersSampler:
         self, requests: Sequence[SampleRequest], *, max_new_tokens: int, temperature: float
     ) -> list[list[Completion]]:
         """Completions per request, in order. Prompts are read once, and what was read is shared by the siblings."""
-        if not temperature > 0:
-            raise UsageError(f"temperature {temperature}", "a greedy policy has no log-probs", "a temperature above 0")
+        if not temperature >= 0:
+            raise UsageError(f"temperature {temperature}", "not a temperature", "0 (greedy) or more")
         results: list[list[Completion]] = [[] for _ in requests]
         with ExitStack() as lent:
             if self._plan.attention is not None:

@@ -92,10 +92,11 @@ class VllmSampler:
         return f"{self._life}:{version}"
 
     def _check(self, requests: Sequence[SampleRequest], limit: int, temperature: float) -> None:
-        if temperature < LOWEST_TEMPERATURE:
+        if temperature < LOWEST_TEMPERATURE and temperature != 0:
             raise UsageError(
-                f"temperature {temperature}", f"vLLM samples at {LOWEST_TEMPERATURE} or more", "--sampler transformers"
-            )
+                f"temperature {temperature}", f"vLLM samples at {LOWEST_TEMPERATURE} or more, or greedily at 0",
+                "--sampler transformers",
+            )  # fmt: skip
         longest = max((len(r.prompt_ids) for r in requests), default=0)
         if longest + limit > self._engine.context:
             raise UsageError(
