@@ -1,4 +1,4 @@
-"""What stands on the page only where a study has it: tuning, stable regions, parts of the reward, phases, torn folders."""
+"""What stands on the page only where a study has it: tuning, stable regions, reward parts, phases, torn folders."""
 
 from __future__ import annotations
 

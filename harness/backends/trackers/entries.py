@@ -56,7 +56,8 @@ def eval_points(records: Iterable[EvalRecord], start_ms: int) -> Iterator[Point]
             "truncated": record.truncated,
         }
         for name, value in values.items():
-            yield Point(clean(f"{prefix}/{name}"), value, start_ms + record.step, record.step)
+            if value is not None:
+                yield Point(clean(f"{prefix}/{name}"), value, start_ms + record.step, record.step)
 
 
 def event_points(events: Iterable[EventRecord], start_ms: int) -> Iterator[Point]:
