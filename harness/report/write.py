@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,10 @@ def render_again(source: Path, out: Path) -> dict[str, Path]:
         data = json.loads(source.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{source}: {error}", "it is no report.json", "a study folder, or its report.json") from None
-    kinds = {"study report": render_all, KIND: render_together}
+    kinds: dict[str, Callable[[Mapping[str, Any], Path], dict[str, Path]]] = {
+        "study report": render_all,
+        KIND: render_together,
+    }
     found = (data.get("schema_version"), data.get("kind")) if isinstance(data, dict) else (None, None)
     if found[0] != SCHEMA_VERSION or found[1] not in kinds:
         raise UsageError(
