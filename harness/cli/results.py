@@ -13,7 +13,9 @@ from harness.cli.options import AsJson, Model, Results, Study, Task
 
 @app.command()
 def report(
-    studies: Annotated[list[Path], typer.Argument(help="Study folders, <results>/<study>.")],
+    studies: Annotated[
+        list[Path], typer.Argument(help="Study folders, <results>/<study>; or one report.json, to render again.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Where to write; <study>/report by default, for several a folder beside them.")
     ] = None,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.backends.executors.local import LocalExecutor
-from harness.commands.compare import choices, close_study, interrupted, open_tracker, opening
+from harness.commands.compare import choices, close_study, interrupted, open_tracker, opening, tell_where
 from harness.commands.dry_run import show_plan
 from harness.commands.engine import num_parallel, require_engine
 from harness.commands.options import CompareOptions
@@ -81,6 +81,7 @@ def _run(planned: Planned, measured: Mapping[str, Any], options: AblateOptions) 
         trials.write(folder)
         print(opening(spec, len(runs), todo, parallel, folder), file=sys.stderr)
         tracker = open_tracker(shared)
+        tell_where(folder, tracker, url, quiet=todo == 0)
         executor = LocalExecutor(parallel, int(measured.get("num_gpus", 0)), command=["harness", *sys.argv[1:]])
         trials.settle({})
         with LiveView(runs, parallel, quiet=todo == 0) as view:
@@ -97,7 +98,7 @@ def _run(planned: Planned, measured: Mapping[str, Any], options: AblateOptions) 
         if not shared.as_json:
             print()
             print(terminal(json.loads(paths["ablation"].read_text(encoding="utf-8"))))
-            print(f"trials  {url}")
+            print(f"trials  optuna-dashboard {url}")
     return code
 
 

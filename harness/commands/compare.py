@@ -62,6 +62,7 @@ def run_planned(planned: Planned, measured: Mapping[str, Any], options: CompareO
     todo = sum(not r.done for r in runs)
     print(opening(spec, len(runs), todo, parallel, folder), file=sys.stderr)
     tracker = open_tracker(options)
+    tell_where(folder, tracker, quiet=todo == 0)
     executor = LocalExecutor(parallel, int(measured.get("num_gpus", 0)), command=["harness", *sys.argv[1:]])
     with LiveView(runs, parallel, quiet=todo == 0) as view:
         outcome = run_study(runs, folder, executor, tracker, view)
@@ -135,6 +136,16 @@ def open_tracker(options: CompareOptions) -> Any:
     from harness.backends.trackers.mlflow import MlflowTracker
 
     return MlflowTracker(os.environ.get("MLFLOW_TRACKING_URI"), options.results)
+
+
+def tell_where(folder: Path, tracker: Any, storage: str | None = None, *, quiet: bool = False) -> None:
+    """The commands that show a running study in a browser."""
+    if quiet:
+        return
+    lines = [f"page    harness report {folder} --watch"]
+    lines += [f"curves  {curves(tracker.uri)}"] if tracker is not None else []
+    lines += [f"trials  optuna-dashboard {storage}"] if storage is not None else []
+    print("\n".join(lines), file=sys.stderr)
 
 
 def opening(spec: StudySpec, runs: int, todo: int, parallel: int, folder: Path) -> str:

@@ -21,11 +21,15 @@ from harness.core.results import dumps, read_study_spec
 from harness.core.search import FINAL, SEARCH
 from harness.report.ablation_page import write_ablation_report
 from harness.report.terminal import ASCII, terminal_table
-from harness.report.write import write_report, write_several
+from harness.report.write import render_again, write_report, write_several
 
 
 def run_reports(studies: Sequence[Path], out: Path | None, as_json: bool, watch: int | None = None) -> int:
     """The report of one study, or one report of several."""
+    if len(studies) == 1 and studies[0].suffix == ".json":
+        paths = render_again(studies[0], out or studies[0].parent)
+        print("\n".join(f"{kind:7} {path}" for kind, path in paths.items()))
+        return 0
     if len(studies) == 1:
         return run_report(studies[0], out, as_json, watch)
     if watch is not None:

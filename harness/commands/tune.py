@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.backends.executors.local import LocalExecutor
-from harness.commands.compare import choices, close_study, interrupted, open_tracker
+from harness.commands.compare import choices, close_study, interrupted, open_tracker, tell_where
 from harness.commands.dry_run import predict, probe_run
 from harness.commands.engine import num_parallel, require_engine
 from harness.commands.lists import seeds
@@ -122,6 +122,7 @@ def _run(planned: Planned, record: SearchRecord, measured: Mapping[str, Any], op
             searches.append(search)
             executor = LocalExecutor(parallel, gpus, command=["harness", *sys.argv[1:]])
             print(_opening(search, record, parallel, folder), file=sys.stderr)
+            tell_where(folder / searched.folder, tracker, url)
             if run_trials(search, executor, parallel, _Progress(record, quiet=shared.as_json)):
                 return interrupted(executor)
             if tracker is not None:
@@ -156,7 +157,7 @@ def _again(
     if not options.compare.as_json:
         print()
         print(terminal(data))
-        print(f"trials  {url}  (optuna-dashboard {url})")
+        print(f"trials  optuna-dashboard {url}")
     return code
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.core.errors import UsageError
 from harness.core.results import dumps, read_study, write_atomic
 from harness.report import csvs, figures, html, latex, markdown
-from harness.report.build import COLUMNS, build_report
+from harness.report.build import COLUMNS, SCHEMA_VERSION, build_report
 from harness.report.plots import evidence_plots
 from harness.report.rules import check_rules
-from harness.report.several import build_several, check_several
+from harness.report.several import KIND, build_several, check_several
 
 FIGURES = "figures"
 
@@ -35,7 +36,33 @@ def write_several(study_paths: Sequence[Path], out: Path) -> dict[str, Path]:
     """One report of several studies, and the whole report of each in a folder of its name beside it."""
     source = dumps(build_several([read_study(path, COLUMNS) for path in study_paths]))
     write_atomic(out / "report.json", source + "\n")
-    data = json.loads(source)
+    return {"json": out / "report.json", **render_together(json.loads(source), out)}
+
+
+def render_again(source: Path, out: Path) -> dict[str, Path]:
+    """All formats from a report.json alone; the run folders are not needed."""
+    try:
+        data = json.loads(source.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{source}: {error}", "it is no report.json", "a study folder, or its report.json") from None
+    kinds: dict[str, Callable[[Mapping[str, Any], Path], dict[str, Path]]] = {
+        "study report": render_all,
+        KIND: render_together,
+    }
+    found = (data.get("schema_version"), data.get("kind")) if isinstance(data, dict) else (None, None)
+    if found[0] != SCHEMA_VERSION or found[1] not in kinds:
+        raise UsageError(
+            f"{source}: schema_version {found[0]!r}, kind {found[1]!r}",
+            f"this version of the harness renders schema_version {SCHEMA_VERSION} of {' and '.join(map(repr, kinds))}",
+            "make it again from the run folders: harness report STUDY",
+        )  # fmt: skip
+    if out.resolve() != source.resolve().parent:
+        write_atomic(out / "report.json", source.read_text(encoding="utf-8"))
+    return {"json": out / "report.json", **kinds[found[1]](data, out)}
+
+
+def render_together(data: Mapping[str, Any], out: Path) -> dict[str, Path]:
+    """All formats of one report of several studies."""
     check_several(data)
     for name, report in zip(data["names"], data["studies"], strict=True):
         write_atomic(out / name / "report.json", dumps(report) + "\n")
@@ -48,7 +75,7 @@ def write_several(study_paths: Sequence[Path], out: Path) -> dict[str, Path]:
     }
     for name, content in texts.values():
         write_atomic(out / name, content)
-    return {"json": out / "report.json", **{kind: out / name for kind, (name, _) in texts.items()}}
+    return {kind: out / name for kind, (name, _) in texts.items()}
 
 
 def render_all(

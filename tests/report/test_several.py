@@ -76,6 +76,22 @@ def test_studies_whose_arms_share_no_task_are_reported_one_by_one(
     assert (tmp_path / "report-a-b" / "report.html").exists()
 
 
+def test_a_report_is_rendered_again_from_its_json_alone(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "report", *map(str, folders), "--out", str(tmp_path / "a")) == 0
+    for part in (".", "one"):  # the page of both studies, and that of one
+        first, again = tmp_path / "a" / part, tmp_path / "b" / part
+        assert run(monkeypatch, "report", str(first / "report.json"), "--out", str(again)) == 0
+        names = [p.relative_to(first) for p in first.rglob("*") if p.is_file()]
+        assert len(names) > 7
+        for name in names:
+            assert (again / name).read_bytes() == (first / name).read_bytes(), name
+    (tmp_path / "old.json").write_text('{"schema_version": 1, "kind": "study report"}')
+    assert run(monkeypatch, "report", str(tmp_path / "old.json")) == 2
+    assert "schema_version 1, kind 'study report'" in capsys.readouterr().err
+
+
 def test_a_study_counts_once(
     folders: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -260,9 +260,9 @@ def page(data: Mapping[str, Any]) -> str:
         'one false "A>B" or "B>A" among them makes the study wrong. The other rows are the share of intervals that',
         "hold the true value. A rate stands with its exact 95 % interval from the number of simulated studies.", "",
         "| what | studies | rate | 95 % | must lie in | holds |", "|---|---|---|---|---|---|", *rows, "",
-        "Above 97 % is meant where an interval holds for several differences at once, or for the mean of survivors",
-        "and collapsed runs: both are on the wide side. A percentile bootstrap is on the narrow side, and is shown",
-        "from twenty runs on only. The last rows are why a mean with a collapse has no t interval below twenty runs.",
+        "Intervals of several differences at once, and of the mean of survivors and collapsed runs, may cover more",
+        "than 97 %. A percentile bootstrap is on the narrow side, and is shown from twenty runs on",
+        "only. The last rows are why a mean with a collapse has no t interval below twenty runs.",
         "", f"{p['cpu']}, Python {p['python']}, numpy {p['packages'].get('numpy')}, scipy "
         f"{p['packages'].get('scipy')}, commit {(p['git_commit'] or 'unknown')[:12]}; "
         f"{sum(c['seconds'] for c in data['cells']) / 60:.0f} minutes of one core at a time.",
