@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from harness.core.collapse import first_collapse
-from harness.core.results import RESULT, RunFolder, read_run
+from harness.core.results import RESULT, STEPS, RunFolder, read_lines, read_run
 from harness.core.scores import last_eval, score_of
 from harness.stats.estimate import finite
 
@@ -90,6 +90,15 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     """Mean of what is known; None where nothing is."""
     kept = finite(values)
     return float(np.mean(kept)) if len(kept) else None
+
+
+def cost_so_far(folders: Sequence[Path]) -> dict[str, float]:
+    """Tokens and seconds that unfinished runs have spent, by the last row of their step logs."""
+    rows = [rows[-1] for folder in folders if (rows := list(read_lines(folder / STEPS)))]
+    return {
+        "sampled_tokens": sum(int(r["sampled_tokens_cum"]) for r in rows),
+        "seconds": sum(float(r["wallclock_s"]) for r in rows),
+    }
 
 
 def attributes(facts: Sequence[RunFacts]) -> dict[str, Any]:
