@@ -20,12 +20,14 @@ from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, Storage
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from harness.core.errors import InfrastructureError, UsageError
 from harness.study.compare import make_writable
 
 HEARTBEAT_S, GRACE_S, RETRIES = 60, 180, 2  # of a storage with several controllers
 OPENING_S = 20  # how long another controller may take between making a study and saying what it is about
+OPENINGS = 5  # attempts to make the tables of an empty database
 LOCKED_S = 60  # how long a busy sqlite file is waited for
 JOURNAL, SQLITE = "journal:", "sqlite:///"
 IDENTITY = "identity"  # user attribute of an Optuna study: hash of what its trials are about
@@ -74,7 +76,7 @@ def storage_errors(url: str) -> Iterator[None]:
     """A storage that cannot be written is an infrastructure error with a way out."""
     try:
         yield
-    except (StorageInternalError, OSError) as error:
+    except (StorageInternalError, SQLAlchemyError, OSError) as error:
         cause = " ".join(str(error.__cause__ or error).split())[:300]
         raise InfrastructureError(
             f"the storage {url} failed: {cause}\n  free space or release the file, and repeat the command: finished "
@@ -91,22 +93,33 @@ def open_storage(url: str) -> BaseStorage:
     if "://" not in url:
         raise UsageError(f"--storage {url}", "it is no URL", f"{SQLITE}FILE, {JOURNAL}FILE, or postgresql://...")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            again = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
-            return RDBStorage(
-                url, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S, heartbeat_stale_trial_callback=again
-            )
+        return _server(url)
     except (ImportError, ValueError) as error:
         raise UsageError(
-            f"--storage {url}",
-            f"it cannot be opened: {error}",
+            f"--storage {url}", f"it cannot be opened: {error}",
             "pip install 'rl-harness[postgresql]', or a correct URL",
-        ) from None
-    except StorageInternalError as error:
-        cause = " ".join(str(error.__cause__ or error).split())[:200]
+        ) from None  # fmt: skip
+    except SQLAlchemyError as error:
+        cause = " ".join(str(error).split())[:200]
         raise UsageError(f"--storage {url}", f"it cannot be reached: {cause}", "start the server, or correct the URL"
                          ) from None  # fmt: skip
+
+
+def _server(url: str) -> RDBStorage:
+    """A database of several controllers; two that make its tables at the same moment try again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        again = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
+        for attempt in range(OPENINGS):
+            try:
+                return RDBStorage(
+                    url, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S, heartbeat_stale_trial_callback=again
+                )
+            except (IntegrityError, ProgrammingError):
+                if attempt == OPENINGS - 1:
+                    raise
+                time.sleep(0.5)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def open_study(

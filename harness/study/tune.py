@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from harness.core.ablation import TRIALS, Trials
 from harness.core.errors import UsageError
 from harness.core.ports import Executor, RunState
+from harness.core.resolve import resolve_algorithm
 from harness.core.results import write_atomic, write_study_spec
 from harness.core.search import Objective, Searched, SearchRecord
 from harness.core.spec import ArmSpec, StudySpec, stable_hash
@@ -115,6 +116,11 @@ class Search:
         return self._searched.arm.name
 
     @property
+    def url(self) -> str:
+        """Of its storage."""
+        return self._url
+
+    @property
     def folder_name(self) -> str:
         """Of its trials, inside the search's folder."""
         return self._searched.folder
@@ -133,6 +139,10 @@ class Search:
     def _taken(self) -> list[int]:
         """Numbers of the trials that count against the budget, other controllers' included."""
         return [t.number for t in self.study.get_trials(deepcopy=False, states=(*ENDED, TrialState.RUNNING))]
+
+    def busy(self, states: Mapping[str, RunState]) -> int:
+        """Runs of ours that have not ended."""
+        return sum(states.get(r.spec.run_id) != "done" for r in self.unfinished)
 
     def wants(self) -> bool:
         """Whether another trial may be asked for."""
@@ -155,14 +165,13 @@ class Search:
 
     def ask(self) -> list[PlannedRun]:
         """The runs of the next trial; they are resumable from here on, whatever happens to this process."""
-        with storage_errors(self._url):
-            self.study.sampler = make_sampler(self._record, len(self.study.get_trials(deepcopy=False)))
-            trial = ask(self.study, {d.path: distribution(d) for d in self._searched.space})
-            if trial.number in sorted(self._taken)[self._record.trials :]:  # two controllers asked for the last one
-                note(trial, {"surplus": True})
-                self.study.tell(trial, state=TrialState.FAIL)
-                return []
-            return self._start(trial)
+        self.study.sampler = make_sampler(self._record, len(self.study.get_trials(deepcopy=False)))
+        trial = ask(self.study, {d.path: distribution(d) for d in self._searched.space})
+        if trial.number in sorted(self._taken)[self._record.trials :]:  # two controllers asked for the last one
+            note(trial, {"surplus": True})
+            self.study.tell(trial, state=TrialState.FAIL)
+            return []
+        return self._start(trial)
 
     def adopted(self) -> list[PlannedRun]:
         """Runs of trials that an ended controller left behind."""
@@ -192,17 +201,16 @@ class Search:
 
     def settle(self, states: Mapping[str, RunState], executor: Executor) -> None:
         """Starts dead runs again, and tells every trial whose runs have all ended."""
-        with storage_errors(self._url):
-            self._heart.beat([r.trial for r in self._running])
-            for running in list(self._running):
-                if self._record.pruner != "none" and self._lags(running):
-                    self._prune(running, executor)
-                    continue
-                now = {r.spec.run_id: "done" if r.done else states.get(r.spec.run_id, "waiting") for r in running.runs}
-                if all(s == "done" or (s in DIED and not self._may_restart(running, i)) for i, s in now.items()):
-                    self._tell(running)
-                else:
-                    self._restart(running, states, executor)
+        self._heart.beat([r.trial for r in self._running])
+        for running in list(self._running):
+            if self._record.pruner != "none" and self._lags(running):
+                self._prune(running, executor)
+                continue
+            now = {r.spec.run_id: "done" if r.done else states.get(r.spec.run_id, "waiting") for r in running.runs}
+            if all(s == "done" or (s in DIED and not self._may_restart(running, i)) for i, s in now.items()):
+                self._tell(running)
+            else:
+                self._restart(running, states, executor)
 
     def _lags(self, running: Running) -> bool:
         """Reports what is new, and asks the pruner; a run that has ended decides nothing any more."""
@@ -248,7 +256,7 @@ class Search:
             self.study.tell(trial, state=TrialState.FAIL)
             return
         note(trial, attributes(known))
-        for key, value in constraints(known, self._record.memory_gib).items():
+        for key, value in constraints(known, self._record.memory_gib, self._record.kl_limit).items():
             trial.set_constraint(key, value)
         self.study.tell(trial, values)
 
@@ -281,11 +289,13 @@ def objective_values(facts: Sequence[RunFacts], objectives: Sequence[Objective])
     return None if any(v is None for v in values) else [float(v) for v in values if v is not None]
 
 
-def constraints(facts: Sequence[RunFacts], memory_gib: float | None) -> dict[str, float]:
-    """Violated where positive: the share of collapsed seeds (-1 for none), and memory above its limit in GiB."""
+def constraints(facts: Sequence[RunFacts], memory_gib: float | None, kl_limit: float | None) -> dict[str, float]:
+    """Violated where positive: the share of collapsed seeds (-1 for none); memory and KL above their limits."""
     found = {"collapse": sum(f.collapsed for f in facts) / len(facts) or -1.0}
     if memory_gib is not None:
         found["memory_gib"] = max((f.memory_gib or 0.0) for f in facts) - memory_gib
+    if kl_limit is not None:
+        found["kl"] = max((f.kl or 0.0) for f in facts) - kl_limit
     return found
 
 
@@ -300,24 +310,25 @@ def run_trials(
 
     What can be derived from the trials is written once, at the end, so that a trial costs the same early and late.
     """
-    for run in search.adopted():
-        executor.submit(run.spec, run.folder)
-    try:
-        while True:
-            states = executor.poll()
-            search.settle(states, executor)
-            watch(search, states)
-            if search.over():
-                return False
-            while search.wants() and sum(states.get(r.spec.run_id) != "done" for r in search.unfinished) < parallel:
-                for run in search.ask():
-                    if not run.done:
-                        executor.submit(run.spec, run.folder)
-            time.sleep(pause_s)
-    except KeyboardInterrupt:
-        return True
-    finally:
-        search.write()
+    with storage_errors(search.url):
+        for run in search.adopted():
+            executor.submit(run.spec, run.folder)
+        try:
+            while True:
+                states = executor.poll()
+                search.settle(states, executor)
+                watch(search, states)
+                if search.over():
+                    return False
+                while search.wants() and search.busy(states) < parallel:
+                    for run in search.ask():
+                        if not run.done:
+                            executor.submit(run.spec, run.folder)
+                time.sleep(pause_s)
+        except KeyboardInterrupt:
+            return True
+        finally:
+            search.write()
 
 
 def ranked(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -> list[FrozenTrial]:
@@ -383,6 +394,18 @@ def check_search(record: SearchRecord) -> None:
     if "score" not in record.objectives or len(set(record.objectives)) < len(record.objectives):
         raise UsageError(f"objectives {list(record.objectives)}", "score is one of them, and each stands once",
                          "--objectives score, or score,instability,sampled_tokens")  # fmt: skip
+    if record.pruner != "none" and len(record.objectives) > 1:
+        raise UsageError(
+            f"--prune {record.pruner} with {len(record.objectives)} objectives",
+            "which of two trials lags is not defined there", "--objectives score, or --prune none",
+        )  # fmt: skip
+    for searched in record.searched if record.kl_limit is not None else ():
+        algorithm = resolve_algorithm(searched.arm.algorithm, searched.arm.overrides, record.final.recipe)
+        if "reference" not in algorithm.needs:
+            raise UsageError(
+                f"--kl-limit with {searched.arm.name}", "it has no reference policy, so its KL is not known",
+                "an arm with a KL penalty, e.g. --roster published, or no --kl-limit",
+            )  # fmt: skip
     if record.final.eval.points < 1:
         raise UsageError("eval.points = 0", "trials are judged on the validation split during training",
                          "-s eval.points=5")  # fmt: skip
@@ -395,7 +418,8 @@ def trial_rows(search: Search) -> list[dict[str, Any]]:
             "number": t.number, "state": t.state.name, "params": dict(t.params), "values": t.values,
             "constraints": dict(t.constraints), "what": t.user_attrs.get("what"),
             **{k: t.user_attrs.get(k) for k in ("outcome", "collapsed", "event_type", "onset_step", "instability",
-                                                "sampled_tokens", "seconds", "runs", "reason", "validation")},
+                                                "sampled_tokens", "seconds", "runs", "reason", "validation",
+                                                "prune_reason", "pruned_at")},
         }
         for t in search.study.get_trials(deepcopy=False)
     ]  # fmt: skip

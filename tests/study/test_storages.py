@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -34,22 +35,25 @@ def url() -> Iterator[str]:
         yield found
 
 
-def start(url: str, folder: Path, plan: SearchRecord, pause_s: float = 0.05) -> subprocess.Popen[str]:
-    """A controller as a process, once it has opened the storage."""
+def start(url: str, folder: Path, plan: SearchRecord, pause_s: float = 0.05, num: int = 1) -> list[Controller]:
+    """Controllers as processes, let go when all have opened the storage."""
     write_search(folder, plan)
-    words = [
-        sys.executable,
-        "-m",
-        "tests.fakes.controller",
-        url,
-        str(folder),
-        str(folder / "search.json"),
-        str(pause_s),
-    ]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
+    words = (sys.executable, "-m", "tests.fakes.controller", url, folder, folder / "search.json", str(pause_s))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    found = [subprocess.Popen(words, cwd=ROOT, text=True, **pipes) for _ in range(num)]
+    for process in found:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in found:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return found
+
+
+def kill(process: Controller) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
 
 
 def executed(process: Controller) -> int:
