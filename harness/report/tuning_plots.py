@@ -182,15 +182,13 @@ def pareto(slug: str, trials: Sequence[Data], objectives: Sequence[str]) -> Plot
         axes = figure.add_axes(BOX)
         good = [t for t in trials if _feasible(t)]
         bad = [t for t in trials if not _feasible(t)]
-        front = [t for t in good if not any(
-            o["values"][at] >= t["values"][at] and o["values"][other] <= t["values"][other]
-            and (o["values"][at], o["values"][other]) != (t["values"][at], t["values"][other]) for o in good)]  # fmt: skip
-        axes.plot([t["values"][other] for t in bad], [t["values"][at] for t in bad], "x", color=ORANGE, ms=6)
-        axes.plot([t["values"][other] for t in good], [t["values"][at] for t in good], "o", color=MUTED, ms=4)
+        pairs = [(t["values"][at], t["values"][other]) for t in good]
+        front = [t for t, mine in zip(good, pairs, strict=True)
+                 if not any(p != mine and p[0] >= mine[0] and p[1] <= mine[1] for p in pairs)]  # fmt: skip
         ordered = sorted(front, key=lambda t: t["values"][other])
-        axes.plot(
-            [t["values"][other] for t in ordered], [t["values"][at] for t in ordered], "o-", color=BLUE, ms=5, lw=1
-        )
+        for kept, mark, color in ((bad, "x", ORANGE), (good, "o", MUTED), (ordered, "o-", BLUE)):
+            x, y = [t["values"][other] for t in kept], [t["values"][at] for t in kept]
+            axes.plot(x, y, mark, color=color, ms=5, lw=1)
         axes.set_xlabel(objectives[other].replace("_", " "))
         axes.xaxis.set_major_formatter(lambda v, _: text.number(v) if v else "0")
         axes.set_ylabel("Tuning score")

@@ -12,7 +12,7 @@ from harness.models.recipes import held_out, recipe
 from harness.study.build import Choices, build
 from tests.fakes.planted import Leaves, Surface
 
-SMALL = Choices(preset="quick", arms=("grpo",), seeds=(0, 1, 2), budget={"steps": 3})
+SMALL = Choices(preset="quick", arms=("grpo",), seeds=(0, 1, 2), budget={"steps": 3}, sets=("eval.points=5",))
 SPACE = (
     Dimension(path="recipe.lr", low=3e-5, high=3e-3, log=True),
     Dimension(path="surrogate.high", low=0.05, high=0.5, log=True),
