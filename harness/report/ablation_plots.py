@@ -118,15 +118,24 @@ def interactions(r: Data) -> Plot:
     def draw(figure: Figure) -> None:
         left = _left(labels, WIDTH)
         axes = figure.add_axes((left, 0.9 / height, 0.97 - left, 0.97 - 0.9 / height))
-        axes.imshow(grid, cmap="RdBu", norm=TwoSlopeNorm(0, -top, top), aspect="auto", alpha=0.75)
+        axes.pcolormesh(grid, cmap="RdBu", norm=TwoSlopeNorm(0, -top, top), alpha=0.75, lw=0)
         for (a, b), e in known.items():
             sure = "bold" if e["p_adjusted"] < 0.05 else "normal"
             for i, j in ((labels.index(a), labels.index(b)), (labels.index(b), labels.index(a))):
                 axes.text(
-                    j, i, text.signed(e["value"]), ha="center", va="center", fontsize=8, fontweight=sure, color=INK
+                    j + 0.5,
+                    i + 0.5,
+                    text.signed(e["value"]),
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    fontweight=sure,
+                    color=INK,
                 )
-        axes.set_xticks(range(n), labels, rotation=20, ha="right")
-        axes.set_yticks(range(n), labels)
+        places = [i + 0.5 for i in range(n)]
+        axes.set_xticks(places, labels, rotation=20, ha="right")
+        axes.set_yticks(places, labels)
+        axes.set_ylim(n, 0)
         axes.grid(visible=False)
 
     return Plot(name="interactions", alt="Matrix of two-way interactions", size=(WIDTH, height), draw=draw)

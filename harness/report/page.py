@@ -13,6 +13,8 @@ from harness.report import figures
 from harness.report.html import TEMPLATES, environment
 from harness.report.write import FIGURES, write_bytes
 
+HALF = 6.0  # inches: wider figures take both columns
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
@@ -48,7 +50,8 @@ def render(page: Page) -> str:
     """The HTML: no network, no script, prints."""
     sections = [
         {"title": s.title, "words": s.words, "rows": s.rows,
-         "figures": [{"title": f.title, "words": f.words, "svg": Markup(figures.svg(f.plot))} for f in s.figures]}
+         "figures": [{"title": f.title, "words": f.words, "svg": Markup(figures.svg(f.plot)),
+                      "wide": f.plot.size[0] > HALF} for f in s.figures]}
         for s in page.sections if s.rows or s.figures
     ]  # fmt: skip
     css = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))

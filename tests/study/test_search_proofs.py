@@ -51,6 +51,7 @@ def near_optimum(flat: Leaves) -> bool:
 def ours(folder: Path, study: int) -> int:
     """Trials of a real search until the first near the optimum."""
     plan = record(trials=MOST, space=WIDE, sampler_seed=1000 * study)
+    folder.mkdir(parents=True)
     search = Search(journal(folder), folder, plan, plan.searched[0])
     found: list[int] = []
 
@@ -59,7 +60,6 @@ def ours(folder: Path, study: int) -> int:
         if found:
             raise KeyboardInterrupt
 
-    folder.mkdir(parents=True)
     executor = PlantedExecutor(surface=Surface(gain=bowl, cliff=cliff, draw=study), parallel=2)
     run_trials(search, executor, 2, watch, pause_s=0.0)
     return min(found, default=MOST) + 1
@@ -90,8 +90,8 @@ def compare(folder: Path, num: int) -> tuple[float, float]:
 
 
 def test_a_search_finds_the_optimum_about_as_fast_as_a_plain_loop(tmp_path: Path) -> None:
-    mine, theirs = compare(tmp_path, 6)
-    assert mine <= 1.6 * theirs, "six studies only; the slow test has the bound"
+    mine, theirs = compare(tmp_path, 4)
+    assert mine <= 1.6 * theirs, "four studies only; the slow test has the bound"
 
 
 @pytest.mark.slow
