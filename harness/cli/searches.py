@@ -106,6 +106,18 @@ def tune(
         typer.Option("--dim", help="[ARM:]path=low:high[:log] or path=a,b,c: replaces or adds; repeatable."),
     ] = None,
     memory_gib: Annotated[float | None, typer.Option(help="Limit of a run's memory, a constraint.")] = None,
+    kl_limit: Annotated[
+        float | None, typer.Option(help="Limit of the KL to the reference policy, nats per token; a constraint.")
+    ] = None,
+    prune: Annotated[
+        str, typer.Option(help="none, median or halving: stop trials that lag, never before 30 % of the budget.")
+    ] = "none",
+    budget_tokens: Annotated[
+        int | None, typer.Option(help="Per algorithm: no further trial once its trials have sampled so many tokens.")
+    ] = None,
+    budget_seconds: Annotated[
+        float | None, typer.Option(help="Per algorithm: no further trial once its runs have taken so long together.")
+    ] = None,
     preset: Annotated[str, typer.Option(help="The study that is tuned: quick, tuning, default, or a YAML.")] = "quick",
     task: Task = None,
     task_param: TaskParam = None,
@@ -140,6 +152,7 @@ def tune(
     """
     from harness.commands.options import CompareOptions
     from harness.commands.tune import TuneOptions, run_tune
+    from harness.study.tune import Limits
 
     shared = CompareOptions(
         preset=preset, task=task, task_params=tuple(task_param or ()), prompt=prompt, answer_field=answer_field,
@@ -150,6 +163,7 @@ def tune(
     )  # fmt: skip
     options = TuneOptions(
         compare=shared, trials=trials, tuning_seeds=tuning_seeds, top=top, search=search, objectives=objectives,
-        dims=tuple(dims or ()), memory_gib=memory_gib, storage=storage,
+        dims=tuple(dims or ()), memory_gib=memory_gib, kl_limit=kl_limit, pruner=prune,
+        budget=Limits(tokens=budget_tokens, seconds=budget_seconds), storage=storage,
     )  # fmt: skip
     raise typer.Exit(run_tune(options))

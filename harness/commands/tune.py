@@ -24,11 +24,12 @@ from harness.models.preflight import check_prompt
 from harness.models.recipes import held_out, recipe
 from harness.study.build import Planned, build, parse_value
 from harness.study.compare import plan_runs, run_study
+from harness.study.importance import importances
 from harness.study.live import LiveView, duration
 from harness.study.measure import choose_backend, kept_backend
 from harness.study.spaces import parse_dimension, space_of
 from harness.study.trials import controller, default_storage
-from harness.study.tune import Search, check_search, final_rows, final_study, run_trials, trial_rows
+from harness.study.tune import Limits, Search, check_search, final_rows, final_study, run_trials, trial_rows
 
 FIRST_TUNING_SEED = 1000  # apart from the test seeds, which begin at 0
 
@@ -45,6 +46,9 @@ class TuneOptions:
     objectives: str
     dims: tuple[str, ...]
     memory_gib: float | None
+    kl_limit: float | None
+    pruner: str
+    budget: Limits  # of each algorithm
     storage: str | None
 
 
@@ -62,7 +66,12 @@ def run_tune(options: TuneOptions) -> int:
         require_engine(backend)
         return backend
 
+    for name, value in (("--budget-tokens", options.budget.tokens), ("--budget-seconds", options.budget.seconds)):
+        if value is not None and value <= 0:
+            raise UsageError(f"{name} {value:g}", "no trial could be run", "more than 0, or leave it out")
     planned = build(choices(shared), recipe, held_out, backend_of)
+    for arm in planned.spec.skipped:
+        print(f"not searched: {arm.name}, {arm.reason}", file=sys.stderr)
     record = search_record(planned.spec, options)
     check_search(record)
     for warning in planned.warnings:
@@ -88,6 +97,7 @@ def search_record(spec: StudySpec, options: TuneOptions) -> SearchRecord:
     data: dict[str, Any] = {
         "final": spec, "searched": (), "tuning_seeds": tuning, "trials": options.trials,
         "sampler": sampler, "objectives": objectives, "top": options.top, "memory_gib": options.memory_gib,
+        "kl_limit": options.kl_limit, "pruner": options.pruner,
     }  # fmt: skip
     spaces = {a.name: space_of(a, spec.recipe, given) for a in arms}
     key = stable_hash([spec.hash, {n: [d.model_dump(mode="json") for d in s] for n, s in spaces.items()},
@@ -118,7 +128,7 @@ def _run(planned: Planned, record: SearchRecord, measured: Mapping[str, Any], op
         gpus = int(measured.get("num_gpus", 0))
         searches = []
         for searched in record.searched:
-            search = Search(url, folder, record, searched)
+            search = Search(url, folder, record, searched, options.budget)
             searches.append(search)
             executor = LocalExecutor(parallel, gpus, command=["harness", *sys.argv[1:]])
             print(_opening(search, record, parallel, folder), file=sys.stderr)
@@ -151,7 +161,9 @@ def _again(
     if outcome.interrupted:
         return interrupted(executor)
     rows = {s.name: trial_rows(s) for s in searches}
-    data = tuning_data(record, rows, final_rows(folder / FINAL, spec, what))
+    at = record.objectives.index("score")
+    shares = {s.name: importances(s.complete, at) for s in searches}
+    data = tuning_data(record, rows, final_rows(folder / FINAL, spec, what), shares)
     paths = write_tuning(folder, data)
     code = close_study(outcome, folder / FINAL, tracker, options.compare, paths)
     if not options.compare.as_json:

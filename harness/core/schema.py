@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from harness.core.ablation import Ablation, Trials
 from harness.core.benchmarks import BenchmarkRecord
 from harness.core.metrics import METRICS, PATTERNS, ROW_COLUMNS, Metric, flat_keys
 from harness.core.microscope import Microscope
@@ -25,6 +26,7 @@ from harness.core.results import (
     ValidityRecord,
     write_atomic,
 )
+from harness.core.search import SearchRecord
 from harness.core.spec import RunSpec, StudySpec
 
 DIRECTORY = Path(__file__).resolve().parents[2] / "results" / "schema"
@@ -39,6 +41,9 @@ _MODELS: dict[str, tuple[type[BaseModel], str]] = {
     "samples": (SampleRecord, "one line of samples.jsonl"),
     "benchmarks": (BenchmarkRecord, "benchmarks.json, and eval.json of an evaluation"),
     "microscope": (Microscope, "microscope.json"),
+    "ablation": (Ablation, "ablation.json of an ablation"),
+    "trials": (Trials, "trials.json: arm -> Optuna trial"),
+    "search": (SearchRecord, "search.json of a hyper-parameter search"),
     "recovery": (RecoveryReport, "report/recovery.json of a recovery study"),
 }
 

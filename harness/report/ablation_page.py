@@ -10,7 +10,9 @@ from typing import Any
 from harness.core.results import dumps, write_atomic
 from harness.report import text
 from harness.report.ablation import RESPONSES, analyse, interaction_matrix
+from harness.report.ablation_plots import effect_plots
 from harness.report.markdown import escape
+from harness.report.page import Page, Section, write_page
 from harness.report.terminal import ASCII
 
 Data = Mapping[str, Any]
@@ -18,12 +20,14 @@ Rows = list[tuple[str, ...]]
 
 
 def write_ablation_report(study: Path) -> dict[str, Path]:
-    """Writes report/ablation.json and .md; the page is rendered from what the JSON holds."""
+    """Writes report/ablation.json, .md, .html and figures; all are rendered from what the JSON holds."""
     source = dumps(analyse(study))
-    files = {"ablation": ("ablation.json", source + "\n"), "effects": ("ablation.md", markdown(json.loads(source)))}
+    known = json.loads(source)
+    files = {"ablation": ("ablation.json", source + "\n"), "effects": ("ablation.md", markdown(known))}
     for name, content in files.values():
         write_atomic(study / "report" / name, content)
-    return {kind: study / "report" / name for kind, (name, _) in files.items()}
+    paths = {kind: study / "report" / name for kind, (name, _) in files.items()}
+    return {**paths, **write_page(page(known), study / "report", "ablation")}
 
 
 def _effect(e: Data | None, form: str = "signed") -> str:
@@ -145,21 +149,26 @@ def pipe_table(rows: Rows) -> str:
     return "\n".join([*lines, *("| " + " | ".join(escape(c) for c in row) + " |" for row in body)])
 
 
-def markdown(r: Data) -> str:
-    """The page."""
-    design, fit = r["design"], r["fits"]["score"]
-    cells = sum(c["setting"] is not None for c in r["cells"])
-    lines = [
-        f"# Ablation: {escape(r['study'])}", "", headline(r), "",
-        f"Design {design['kind'].replace('_', '-')} on {escape(design['algorithm'])}: {cells} cells x "
-        f"{len(r['seeds'])} paired seeds, {fit['n']} of {r['planned']} runs in the fit.", "",
-        "## Effects", "",
-        "Mean at the level minus mean at the reference, over all levels of the other factors alike; least squares "
-        "with the seed as block, 95 % t intervals, Holm over all effects and interactions. Collapse: exact McNemar "
-        "test over runs that differ in this factor alone, Fisher's where there are none.", "",
-        pipe_table(effect_rows(r)), "",
-    ]  # fmt: skip
-    sections = (
+EFFECTS = (
+    "Mean at the level minus mean at the reference, over all levels of the other factors alike; least squares with the "
+    "seed as block, 95 % t intervals, Holm over all effects and interactions. Collapse: exact McNemar test over runs "
+    "that differ in this factor alone, Fisher's where there are none."
+)
+
+
+def lead(r: Data) -> str:
+    """Design and size."""
+    design, cells = r["design"], sum(c["setting"] is not None for c in r["cells"])
+    return (
+        f"Design {design['kind'].replace('_', '-')} on {design['algorithm']}: {cells} cells x "
+        f"{len(r['seeds'])} paired seeds, {r['fits']['score']['n']} of {r['planned']} runs in the fit."
+    )
+
+
+def sections(r: Data) -> list[tuple[str, str, Rows]]:
+    """Heading, sentence and table of everything that holds something."""
+    found = [
+        ("Effects", EFFECTS, effect_rows(r)),
         ("Interactions", "How much the effect of the row grows when the column's level replaces its reference.",
          matrix_rows(r)),
         ("Components one by one", "Paired differences and exact Shapley values, Student-t intervals over seeds. "
@@ -167,15 +176,34 @@ def markdown(r: Data) -> str:
         ("Path", "One factor at a time; the increments belong to this order.", path_rows(r)),
         ("Beside the design", "", beside_rows(r)),
         ("Cells", "", cell_rows(r)),
-    )  # fmt: skip
-    for title, words, rows in sections:
-        if rows:
-            lines += [f"## {title}", "", *([words, ""] if words else []), pipe_table(rows), ""]
-    lines += ["## Notes", "", *(f"* {escape(n)}" for n in r["notes"])]
-    lines += [f"* not counted: {escape(u['run'])}: {escape(u['why'])}" for u in r["uncounted"]]
-    lines += [f"* no run yet: {escape(arm)}, seed {seed}" for arm, seed in r["missing"]]
-    lines.append(f"* Units: {', '.join(f'{k} in {v}' for k, v in RESPONSES.items())}.")
-    return "\n".join(lines) + "\n"
+    ]  # fmt: skip
+    return [s for s in found if s[2]]
+
+
+def notes(r: Data) -> list[str]:
+    """What a reader must know, and every run that is not in the tables."""
+    return [
+        *r["notes"],
+        *(f"not counted: {u['run']}: {u['why']}" for u in r["uncounted"]),
+        *(f"no run yet: {arm}, seed {seed}" for arm, seed in r["missing"]),
+        f"Units: {', '.join(f'{k} in {v}' for k, v in RESPONSES.items())}.",
+    ]
+
+
+def markdown(r: Data) -> str:
+    """The page as Markdown."""
+    lines = [f"# Ablation: {escape(r['study'])}", "", headline(r), "", escape(lead(r)), ""]
+    for title, words, rows in sections(r):
+        lines += [f"## {title}", "", *([words, ""] if words else []), pipe_table(rows), ""]
+    return "\n".join([*lines, "## Notes", "", *(f"* {escape(n)}" for n in notes(r))]) + "\n"
+
+
+def page(r: Data) -> Page:
+    """The HTML page: the figures first, then the tables."""
+    drawn = Section(title="At a glance", figures=effect_plots(r))
+    tables = [Section(title=title, words=words, rows=rows) for title, words, rows in sections(r)]
+    return Page(title=f"Ablation: {r['study']}", headline=headline(r), lead=lead(r), sections=[drawn, *tables],
+                notes=notes(r))  # fmt: skip
 
 
 def terminal(r: Data) -> str:

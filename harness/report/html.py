@@ -56,14 +56,14 @@ def render(report: Mapping[str, Any], refresh: int | None = None) -> str:
     arms = {a["name"]: a for a in report["arms"]}
     title, declared = f"{report['study']['name']}: comparison report", sentence(report["declaration"])
     found = views(report)
-    return _page("report.html.j2", title, refresh, r=report, tables=found, fig=drawn, arms=arms, declared=declared)
+    return rendered("report.html.j2", title, refresh, r=report, tables=found, fig=drawn, arms=arms, declared=declared)
 
 
 def render_several(data: Mapping[str, Any]) -> str:
     """One page for several studies."""
     sections = [_section(name, report) for name, report in zip(data["names"], data["studies"], strict=True)]
     found = several_tables.views(data)
-    return _page("several.html.j2", f"{', '.join(data['names'])}: comparison report", None,
+    return rendered("several.html.j2", f"{', '.join(data['names'])}: comparison report", None,
                  s=data, tables=found, sections=sections, fig={})  # fmt: skip
 
 
@@ -85,7 +85,8 @@ def _marks(report: Mapping[str, Any]) -> dict[str, dict[str, Markup]]:
     }
 
 
-def _page(name: str, title: str, refresh: int | None, **data: Any) -> str:
+def rendered(name: str, title: str, refresh: int | None = None, **data: Any) -> str:
+    """A template that extends the page, with its style and its script inside."""
     css = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -101,7 +101,7 @@ def render_all(
     drawn.mkdir(parents=True, exist_ok=True)
     for plot in plots(report):
         for kind, image in figures.exported(plot).items():
-            _write(drawn / f"{plot.name}.{kind}", image)
+            write_bytes(drawn / f"{plot.name}.{kind}", image)
     return paths | {"figures": drawn}
 
 
@@ -114,7 +114,8 @@ def plots(report: Mapping[str, Any]) -> Iterator[figures.Plot]:
     yield from (p["plot"] for p in evidence_plots(report))
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
+    """A binary file, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)
     temporary.replace(path)

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import optuna
 from optuna.distributions import CategoricalDistribution
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from harness.core.ablation import TRIALS, Ablation, Trials
+from harness.core.errors import UsageError
 from harness.core.ports import RunState
 from harness.core.results import write_atomic
 from harness.core.spec import stable_hash
 from harness.study.compare import PlannedRun
 from harness.study.evidence import RunFacts, attributes, mean_of, run_facts
-from harness.study.trials import ask, beat, left_running, note, open_storage, open_study, resumed, storage_errors
+from harness.study.trials import GRACE_S, Heart, ask, file_of, left_running, note, open_study, resumed, storage_errors
 
 ENDED = ("done", "failed", "cancelled")
 LIVE = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
@@ -37,7 +38,9 @@ class CellTrials:
                 self._runs[run.spec.arm].append(run)
         with storage_errors(url):
             identity = stable_hash([record.model_dump(mode="json"), sorted(r.spec.hash for r in planned)])
-            self._study = open_study(open_storage(url), name, ["maximize"], identity)
+            self._study = open_study(url, name, ["maximize"], identity)
+            self._heart = Heart(self._study)
+            self._heart.beat(())
             self._space = _space(record)
             self._open: dict[str, Trial] = {}
             self._numbers: dict[str, int] = {}
@@ -58,7 +61,7 @@ class CellTrials:
     def settle(self, states: Mapping[str, RunState]) -> None:
         """Tells every trial whose runs have all ended; a run that failed for good makes it FAIL, to be asked again."""
         with storage_errors(self._url):
-            beat(self._study, [*self._open.values()])
+            self._heart.beat([*self._open.values()])
             for arm in list(self._open):
                 runs = self._runs[arm]
                 if all(r.done or states.get(r.spec.run_id) in ENDED for r in runs):
@@ -89,6 +92,7 @@ class CellTrials:
                 self._open[left.user_attrs["arm"]] = resumed(self._study, left)
             else:  # asked for, but not yet named when its controller ended
                 self._study.tell(left.number, state=TrialState.FAIL)
+        self._refuse_a_second(trials)
         named = {t.user_attrs["arm"]: t for t in trials if "arm" in t.user_attrs and t.state in LIVE}
         if trials:  # the grid comes by once; what is missing later is put into the queue
             for arm in (a for a in cells.values() if a not in named):
@@ -101,6 +105,15 @@ class CellTrials:
             note(trial, {"arm": arm, "setting": self._record.cells[arm]})
             self._open[arm] = trial
             self._numbers[arm] = trial.number
+
+    def _refuse_a_second(self, trials: Sequence[FrozenTrial]) -> None:
+        """A design has one controller at a time: its cells are handed out at once."""
+        held = [t for t in trials if t.state == TrialState.RUNNING] if file_of(self._url) is None else []
+        if held:
+            raise UsageError(
+                f"storage {self._url}", f"another controller holds {len(held)} cells of {self._study.study_name}",
+                f"wait until it has ended, or {GRACE_S} seconds after it died; or another --name",
+            )  # fmt: skip
 
     def _params(self, arm: str) -> dict[str, str]:
         return dict(self._record.cells[arm]) if "cell" not in self._space else {"cell": arm}

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from harness.core.collapse import first_collapse
-from harness.core.results import RESULT, RunFolder, read_run
+from harness.core.results import RESULT, STEPS, RunFolder, read_lines, read_run
 from harness.core.scores import last_eval, score_of
 from harness.stats.estimate import finite
 
+KL = "kl_ref/k3"
 DEGRADED = ("FATAL", "COLLAPSE", "DEGRADED")
 
 
@@ -32,6 +33,7 @@ class RunFacts:
     sampled_tokens: int
     seconds: float
     memory_gib: float | None
+    kl: float | None  # k3 to the reference policy at the last step that has it, nats/token
     drawdown: float  # (best validation score - last) / best, 0 where nothing was reached
     degraded: float  # share of the run's steps from the first event of severity DEGRADED or worse to its clearing
 
@@ -61,6 +63,7 @@ def run_facts(folder: Path) -> RunFacts | None:
         sampled_tokens=run.result.sampled_tokens,
         seconds=run.result.wallclock_s,
         memory_gib=None if memory is None else memory / 1024,
+        kl=next((row[KL] for row in reversed(run.steps) if row.get(KL) is not None), None),
         drawdown=_drawdown(run),
         degraded=_degraded(run),
     )
@@ -92,6 +95,15 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     return float(np.mean(kept)) if len(kept) else None
 
 
+def cost_so_far(folders: Sequence[Path]) -> dict[str, float]:
+    """Tokens and seconds that unfinished runs have spent, by the last row of their step logs."""
+    rows = [rows[-1] for folder in folders if (rows := list(read_lines(folder / STEPS)))]
+    return {
+        "sampled_tokens": sum(int(r["sampled_tokens_cum"]) for r in rows),
+        "seconds": sum(float(r["wallclock_s"]) for r in rows),
+    }
+
+
 def attributes(facts: Sequence[RunFacts]) -> dict[str, Any]:
     """What a trial keeps of its runs."""
     return {
@@ -107,6 +119,7 @@ def attributes(facts: Sequence[RunFacts]) -> dict[str, Any]:
         "sampled_tokens": sum(f.sampled_tokens for f in facts),
         "seconds": sum(f.seconds for f in facts),
         "memory_gib": max((f.memory_gib for f in facts if f.memory_gib is not None), default=None),
+        "kl": max((f.kl for f in facts if f.kl is not None), default=None),
         "instability": mean_of([instability(f) for f in facts]),
         "drawdown": mean_of([f.drawdown for f in facts]),
         "degraded": mean_of([f.degraded for f in facts]),

@@ -6,23 +6,28 @@ Only controllers come here; workers execute runs and know nothing of it.
 from __future__ import annotations
 
 import fcntl
+import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from harness.core.errors import InfrastructureError, UsageError
 from harness.study.compare import make_writable
 
 HEARTBEAT_S, GRACE_S, RETRIES = 60, 180, 2  # of a storage with several controllers
+OPENING_S = 20  # how long another controller may take between making a study and saying what it is about
+OPENINGS = 5  # attempts to make the tables of an empty database
 LOCKED_S = 60  # how long a busy sqlite file is waited for
 JOURNAL, SQLITE = "journal:", "sqlite:///"
 IDENTITY = "identity"  # user attribute of an Optuna study: hash of what its trials are about
@@ -71,7 +76,7 @@ def storage_errors(url: str) -> Iterator[None]:
     """A storage that cannot be written is an infrastructure error with a way out."""
     try:
         yield
-    except (StorageInternalError, OSError) as error:
+    except (StorageInternalError, SQLAlchemyError, OSError) as error:
         cause = " ".join(str(error.__cause__ or error).split())[:300]
         raise InfrastructureError(
             f"the storage {url} failed: {cause}\n  free space or release the file, and repeat the command: finished "
@@ -88,27 +93,53 @@ def open_storage(url: str) -> BaseStorage:
     if "://" not in url:
         raise UsageError(f"--storage {url}", "it is no URL", f"{SQLITE}FILE, {JOURNAL}FILE, or postgresql://...")
     try:
-        return RDBStorage(
-            url,
-            heartbeat_interval=HEARTBEAT_S,
-            grace_period=GRACE_S,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
-        )
+        return _server(url)
     except (ImportError, ValueError) as error:
         raise UsageError(
-            f"--storage {url}", f"it cannot be opened: {error}", "pip install psycopg2-binary, or a correct URL"
-        ) from None
+            f"--storage {url}", f"it cannot be opened: {error}",
+            "pip install 'rl-harness[postgresql]', or a correct URL",
+        ) from None  # fmt: skip
+    except SQLAlchemyError as error:
+        cause = " ".join(str(error).split())[:200]
+        raise UsageError(f"--storage {url}", f"it cannot be reached: {cause}", "start the server, or correct the URL"
+                         ) from None  # fmt: skip
+
+
+def _server(url: str) -> RDBStorage:
+    """A database of several controllers; two that make its tables at the same moment try again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        again = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
+        for attempt in range(OPENINGS):
+            try:
+                return RDBStorage(
+                    url, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S, heartbeat_stale_trial_callback=again
+                )
+            except (IntegrityError, ProgrammingError):
+                if attempt == OPENINGS - 1:
+                    raise
+                time.sleep(0.5)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def open_study(
-    storage: BaseStorage, name: str, directions: Sequence[Literal["maximize", "minimize"]], identity: str
-) -> optuna.Study:
-    """Creates or continues a study; one of that name with another space or other settings is refused."""
-    study = optuna.create_study(
-        storage=storage, study_name=name, directions=list(directions), load_if_exists=True
-    )  # fmt: skip
-    known = study.user_attrs.get(IDENTITY)
-    if known is None and not study.get_trials(deepcopy=False):
+    url: str, name: str, directions: Sequence[Literal["maximize", "minimize"]], identity: str,
+    begin: Callable[[optuna.Study], None] = lambda study: None,
+) -> optuna.Study:  # fmt: skip
+    """Creates or continues a study; one of that name with another space or other settings is refused.
+
+    `begin` puts the first trials into the queue, once: of several controllers the one that made the study does it, and
+    where that one died meanwhile the next, for which `begin` must leave alone what is there.
+    """
+    storage = open_storage(url)
+    try:
+        study = optuna.create_study(storage=storage, study_name=name, directions=list(directions))
+        known = None
+    except DuplicatedStudyError:
+        study = optuna.load_study(storage=storage, study_name=name)
+        known = _identity(study, 0.0 if file_of(url) else OPENING_S)
+    if known is None and all(t.state == TrialState.WAITING for t in study.get_trials(deepcopy=False)):
+        begin(study)
         study.set_user_attr(IDENTITY, identity)
     elif known != identity:
         raise UsageError(
@@ -116,6 +147,14 @@ def open_study(
             "another --name or --storage, or the settings it was begun with",
         )  # fmt: skip
     return study
+
+
+def _identity(study: optuna.Study, patience_s: float) -> str | None:
+    """What the study says it is about; another controller that is just making it gets time to say so."""
+    deadline = time.monotonic() + patience_s
+    while (known := study.user_attrs.get(IDENTITY)) is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return None if known is None else str(known)
 
 
 def left_running(study: optuna.Study, url: str) -> list[FrozenTrial]:
@@ -135,16 +174,40 @@ def ask(study: optuna.Study, dimensions: Mapping[str, BaseDistribution]) -> Tria
     """The next trial, all its parameters chosen."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Heartbeat of storage")  # `beat` sends it
-        return study.ask(dict(dimensions))
+        trial = study.ask(dict(dimensions))
+    if (storage := _with_heartbeats(study)) is not None:
+        storage.record_heartbeat(trial._trial_id)
+    return trial
 
 
-def beat(study: optuna.Study, trials: Sequence[Trial]) -> None:
-    """Says that these trials are alive, and hands those of dead controllers out again, where the storage knows how."""
+def _with_heartbeats(study: optuna.Study) -> RDBStorage | None:
+    """The study's storage where it has several controllers."""
     storage = study._storage
-    if isinstance(storage, RDBStorage) and storage.get_heartbeat_interval() is not None:
+    return storage if isinstance(storage, RDBStorage) and storage.get_heartbeat_interval() is not None else None
+
+
+class Heart:
+    """Says that our trials are alive, and hands those of dead controllers out again, where the storage knows how."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+        self._next = 0.0
+
+    def beat(self, trials: Sequence[Trial]) -> None:
+        """Once per interval, however often it is called."""
+        storage = _with_heartbeats(self._study)
+        if storage is None or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + (storage.get_heartbeat_interval() or HEARTBEAT_S)
         for trial in trials:
             storage.record_heartbeat(trial._trial_id)
-        optuna.storages.fail_stale_trials(study)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            optuna.storages.fail_stale_trials(self._study)
+        for left in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            begun = left.datetime_start
+            if "arm" not in left.user_attrs and begun and (datetime.now() - begun).total_seconds() > GRACE_S:
+                self._study.tell(left.number, state=TrialState.FAIL)  # its controller died before its first beat
 
 
 def note(trial: Trial, facts: Mapping[str, Any]) -> None:

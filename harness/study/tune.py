@@ -10,27 +10,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from harness.core.ablation import TRIALS, Trials
 from harness.core.errors import UsageError
 from harness.core.ports import Executor, RunState
+from harness.core.resolve import resolve_algorithm
 from harness.core.results import write_atomic, write_study_spec
-from harness.core.search import Dimension, Objective, Searched, SearchRecord
+from harness.core.search import Objective, Searched, SearchRecord
 from harness.core.spec import ArmSpec, StudySpec, stable_hash
 from harness.study.compare import POLL_S, PlannedRun, plan_runs
-from harness.study.evidence import RunFacts, attributes, mean_of, run_facts
+from harness.study.evidence import RunFacts, attributes, cost_so_far, mean_of, run_facts
+from harness.study.sampling import FLOOR, distribution, make_pruner, make_sampler, seen
 from harness.study.spaces import LR, LR_CHECK, arm_of, defaults
-from harness.study.trials import ask, beat, left_running, note, open_storage, open_study, resumed, storage_errors
+from harness.study.trials import Heart, ask, file_of, left_running, note, open_study, resumed, storage_errors
 
 RETRIES = 2  # of a run that died, before its trial fails
-STARTUP = 8  # trials before a model of the response is trusted, where there are twice as many
-CANDIDATES = 8  # of TPE: with Optuna's 24 a quarter of noisy searches get stuck beside the optimum
 DIRECTIONS: Mapping[Objective, Literal["maximize", "minimize"]] = {
     "score": "maximize", "instability": "minimize", "sampled_tokens": "minimize",
 }  # fmt: skip
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 DIED = ("failed", "cancelled")  # cancelled: stopped by somebody else; an interrupt of ours ends the loop before
 
 
@@ -41,13 +40,24 @@ class Running:
     trial: Trial
     runs: list[PlannedRun]
     tries: dict[str, int] = field(default_factory=dict)  # run id -> times it was started again
+    reported: set[int] = field(default_factory=set)  # per cent of the budget at which the storage knows the score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the trials of one algorithm may cost together; no trial is asked for beyond it."""
+
+    tokens: int | None = None  # sampled
+    seconds: float | None = None  # of the runs, one after the other
 
 
 class Search:
     """The trials of one algorithm."""
 
-    def __init__(self, url: str, folder: Path, record: SearchRecord, searched: Searched) -> None:
-        self._url, self._record, self._searched = url, record, searched
+    def __init__(
+        self, url: str, folder: Path, record: SearchRecord, searched: Searched, limits: Limits = Limits()
+    ) -> None:
+        self._url, self._record, self._searched, self._limits = url, record, searched, limits
         self._folder = folder / searched.folder
         self._template = trial_study(record, searched)
         self._running: list[Running] = []
@@ -58,22 +68,30 @@ class Search:
                 record.sampler, record.sampler_seed, record.memory_gib, record.kl_limit, record.pruner,
             ])  # fmt: skip
             directions = [DIRECTIONS[o] for o in record.objectives]
-            self.study = open_study(open_storage(url), searched.optuna_study, directions, identity)
-            self._begin()
+            self.study = open_study(url, searched.optuna_study, directions, identity, self._enqueue_first)
+            self.study.pruner = make_pruner(record.pruner)
+            self._heart = Heart(self.study)
+            self._go_on()
 
-    def _begin(self) -> None:
-        """Defaults and their learning rates first; trials of an ended controller go on, failed ones come again."""
+    def _enqueue_first(self, study: optuna.Study) -> None:
+        """The defaults and their learning rates."""
+        if len(self._record.objectives) > 1:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(list(self._record.objectives))
+        known = {t.user_attrs.get("what") for t in study.get_trials(deepcopy=False)}
+        for what, params in self._first():
+            if what not in known:
+                study.enqueue_trial(params, user_attrs={"what": what})
+
+    def _go_on(self) -> None:
+        """Trials of an ended controller of a file go on; failed ones come again, where no other controller is at it."""
         trials = self.study.get_trials(deepcopy=False)
-        if not trials:
-            if len(self._record.objectives) > 1:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                    self.study.set_metric_names(list(self._record.objectives))
-            for what, params in self._first():
-                self.study.enqueue_trial(params, user_attrs={"what": what})
-        again = {t.user_attrs.get("retry_of") for t in trials}
-        for t in trials:
-            if t.state == TrialState.FAIL and t.number not in again and len(t.params) == len(self._searched.space):
+        again = {t.user_attrs.get("retry_of", t.system_attrs.get("failed_trial")) for t in trials}
+        alone = file_of(self._url) is not None or not any(t.state == TrialState.RUNNING for t in trials)
+        for t in trials if alone else ():
+            whole = len(t.params) == len(self._searched.space) and "surplus" not in t.user_attrs
+            if t.state == TrialState.FAIL and t.number not in again and whole:
                 self.study.enqueue_trial(t.params, user_attrs={**t.user_attrs, "retry_of": t.number})
         for left in left_running(self.study, self._url):
             if len(left.params) == len(self._searched.space):
@@ -98,6 +116,11 @@ class Search:
         return self._searched.arm.name
 
     @property
+    def url(self) -> str:
+        """Of its storage."""
+        return self._url
+
+    @property
     def folder_name(self) -> str:
         """Of its trials, inside the search's folder."""
         return self._searched.folder
@@ -112,30 +135,55 @@ class Search:
         """Runs of the trials under way."""
         return [run for r in self._running for run in r.runs if not run.done]
 
+    @property
+    def _taken(self) -> list[int]:
+        """Numbers of the trials that count against the budget, other controllers' included."""
+        return [t.number for t in self.study.get_trials(deepcopy=False, states=(*ENDED, TrialState.RUNNING))]
+
+    def busy(self, states: Mapping[str, RunState]) -> int:
+        """Runs of ours that have not ended."""
+        return sum(states.get(r.spec.run_id) != "done" for r in self.unfinished)
+
     def wants(self) -> bool:
         """Whether another trial may be asked for."""
-        return len(self.complete) + len(self._running) + self._failed < self._record.trials
+        return len(self._taken) + self._failed < self._record.trials and not self._spent()
 
     def over(self) -> bool:
-        """Whether every trial has ended."""
-        return not self._running and not self.wants()
+        """Whether every trial has ended, those of other controllers too."""
+        if self._running or self.wants():
+            return False
+        return not self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+    def _spent(self) -> bool:
+        """Whether the trials have used up what the command line allows each algorithm."""
+        limits = {"sampled_tokens": self._limits.tokens, "seconds": self._limits.seconds}
+        if not any(limits.values()):
+            return False
+        trials = self.study.get_trials(deepcopy=False, states=ENDED)
+        used = {key: sum(t.user_attrs.get(key) or 0 for t in trials) for key in limits}
+        return any(limit is not None and used[key] >= limit for key, limit in limits.items())
 
     def ask(self) -> list[PlannedRun]:
         """The runs of the next trial; they are resumable from here on, whatever happens to this process."""
-        with storage_errors(self._url):
-            number = len(self.study.get_trials(deepcopy=False))
-            self.study.sampler = make_sampler(self._record, number)
-            return self._start(ask(self.study, {d.path: distribution(d) for d in self._searched.space}))
+        self.study.sampler = make_sampler(self._record, len(self.study.get_trials(deepcopy=False)))
+        trial = ask(self.study, {d.path: distribution(d) for d in self._searched.space})
+        if trial.number in sorted(self._taken)[self._record.trials :]:  # two controllers asked for the last one
+            note(trial, {"surplus": True})
+            self.study.tell(trial, state=TrialState.FAIL)
+            return []
+        return self._start(trial)
 
     def adopted(self) -> list[PlannedRun]:
         """Runs of trials that an ended controller left behind."""
         return self.unfinished
 
     def _start(self, trial: Trial) -> list[PlannedRun]:
-        arm = arm_of(self._searched.arm, trial.params, trial_name(trial.number), self._record.final.recipe)
+        name = trial.user_attrs.get("arm") or trial_name(trial.number)  # one that comes again keeps its runs
+        arm = arm_of(self._searched.arm, trial.params, name, self._record.final.recipe)
         runs = plan_runs(self._template.model_copy(update={"arms": (arm,), "reference_arm": arm.name}), self._folder)
         note(trial, {"arm": arm.name, "planned_runs": [r.spec.run_id for r in runs], "folder": str(self._folder)})
-        self._running.append(Running(trial=trial, runs=runs))
+        known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        self._running.append(Running(trial=trial, runs=runs, reported=set(known)))
         return runs
 
     def write(self) -> None:
@@ -153,14 +201,38 @@ class Search:
 
     def settle(self, states: Mapping[str, RunState], executor: Executor) -> None:
         """Starts dead runs again, and tells every trial whose runs have all ended."""
-        with storage_errors(self._url):
-            beat(self.study, [r.trial for r in self._running])
-            for running in list(self._running):
-                now = {r.spec.run_id: "done" if r.done else states.get(r.spec.run_id, "waiting") for r in running.runs}
-                if all(s == "done" or (s in DIED and not self._may_restart(running, i)) for i, s in now.items()):
-                    self._tell(running)
-                else:
-                    self._restart(running, states, executor)
+        self._heart.beat([r.trial for r in self._running])
+        for running in list(self._running):
+            if self._record.pruner != "none" and self._lags(running):
+                self._prune(running, executor)
+                continue
+            now = {r.spec.run_id: "done" if r.done else states.get(r.spec.run_id, "waiting") for r in running.runs}
+            if all(s == "done" or (s in DIED and not self._may_restart(running, i)) for i, s in now.items()):
+                self._tell(running)
+            else:
+                self._restart(running, states, executor)
+
+    def _lags(self, running: Running) -> bool:
+        """Reports what is new, and asks the pruner; a run that has ended decides nothing any more."""
+        for percent, score in seen(running.runs, self._template.eval.points).items():
+            if percent not in running.reported:
+                running.reported.add(percent)
+                running.trial.report(score, percent)
+        last = max(running.reported, default=0)
+        return FLOOR <= last < 100 and running.trial.should_prune()
+
+    def _prune(self, running: Running, executor: Executor) -> None:
+        last = max(running.reported)
+        score = seen(running.runs, self._template.eval.points)[last]
+        for run in running.runs:
+            executor.cancel(run.spec.run_id)
+        note(running.trial, {
+            "outcome": "pruned", "prune_reason": self._record.pruner, "pruned_at": last,
+            "reason": f"{self._record.pruner}: {score:.3f} at {last} % of the budget",
+            **cost_so_far([r.folder for r in running.runs]),
+        })  # fmt: skip
+        self._running.remove(running)
+        self.study.tell(running.trial, state=TrialState.PRUNED)
 
     def _may_restart(self, running: Running, run_id: str) -> bool:
         return running.tries.get(run_id, 0) < RETRIES
@@ -184,7 +256,7 @@ class Search:
             self.study.tell(trial, state=TrialState.FAIL)
             return
         note(trial, attributes(known))
-        for key, value in constraints(known, self._record.memory_gib).items():
+        for key, value in constraints(known, self._record.memory_gib, self._record.kl_limit).items():
             trial.set_constraint(key, value)
         self.study.tell(trial, values)
 
@@ -217,45 +289,14 @@ def objective_values(facts: Sequence[RunFacts], objectives: Sequence[Objective])
     return None if any(v is None for v in values) else [float(v) for v in values if v is not None]
 
 
-def constraints(facts: Sequence[RunFacts], memory_gib: float | None) -> dict[str, float]:
-    """Violated where positive: the share of collapsed seeds (-1 for none), and memory above its limit in GiB."""
+def constraints(facts: Sequence[RunFacts], memory_gib: float | None, kl_limit: float | None) -> dict[str, float]:
+    """Violated where positive: the share of collapsed seeds (-1 for none); memory and KL above their limits."""
     found = {"collapse": sum(f.collapsed for f in facts) / len(facts) or -1.0}
     if memory_gib is not None:
         found["memory_gib"] = max((f.memory_gib or 0.0) for f in facts) - memory_gib
+    if kl_limit is not None:
+        found["kl"] = max((f.kl or 0.0) for f in facts) - kl_limit
     return found
-
-
-def distribution(d: Dimension) -> BaseDistribution:
-    """The dimension in Optuna's terms."""
-    if d.values:
-        return CategoricalDistribution(d.values)
-    assert d.low is not None
-    assert d.high is not None
-    if d.integer:
-        return IntDistribution(int(d.low), int(d.high), log=d.log)
-    return FloatDistribution(d.low, d.high, log=d.log)
-
-
-def make_sampler(record: SearchRecord, number: int) -> BaseSampler:
-    """A sampler for trial `number`, seeded by it: a search that is continued asks what an uninterrupted one asks.
-
-    TPE and GP begin with points of a Sobol sequence, whose place the storage keeps: random ones leave larger holes,
-    and the first trials are taken by the defaults.
-    """
-    seed, trials = record.sampler_seed + number, record.trials
-    startup = max(2, min(STARTUP, trials // 2))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if record.sampler == "qmc" or (record.sampler in ("tpe", "gp") and number < startup):
-            return QMCSampler(scramble=True, seed=record.sampler_seed, independent_sampler=RandomSampler(seed=seed))
-        if record.sampler == "tpe":
-            return TPESampler(multivariate=True, group=True, constant_liar=True, n_startup_trials=startup,
-                              n_ei_candidates=CANDIDATES, seed=seed)  # fmt: skip
-        if record.sampler == "gp":
-            return GPSampler(deterministic_objective=False, n_startup_trials=startup, seed=seed)
-        if record.sampler == "nsga2":
-            return NSGAIISampler(population_size=max(4, min(20, trials // 3)), seed=seed)
-        return RandomSampler(seed=seed)
 
 
 def run_trials(
@@ -269,24 +310,25 @@ def run_trials(
 
     What can be derived from the trials is written once, at the end, so that a trial costs the same early and late.
     """
-    for run in search.adopted():
-        executor.submit(run.spec, run.folder)
-    try:
-        while True:
-            states = executor.poll()
-            search.settle(states, executor)
-            watch(search, states)
-            if search.over():
-                return False
-            while search.wants() and sum(states.get(r.spec.run_id) != "done" for r in search.unfinished) < parallel:
-                for run in search.ask():
-                    if not run.done:
-                        executor.submit(run.spec, run.folder)
-            time.sleep(pause_s)
-    except KeyboardInterrupt:
-        return True
-    finally:
-        search.write()
+    with storage_errors(search.url):
+        for run in search.adopted():
+            executor.submit(run.spec, run.folder)
+        try:
+            while True:
+                states = executor.poll()
+                search.settle(states, executor)
+                watch(search, states)
+                if search.over():
+                    return False
+                while search.wants() and search.busy(states) < parallel:
+                    for run in search.ask():
+                        if not run.done:
+                            executor.submit(run.spec, run.folder)
+                time.sleep(pause_s)
+        except KeyboardInterrupt:
+            return True
+        finally:
+            search.write()
 
 
 def ranked(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -> list[FrozenTrial]:
@@ -352,6 +394,18 @@ def check_search(record: SearchRecord) -> None:
     if "score" not in record.objectives or len(set(record.objectives)) < len(record.objectives):
         raise UsageError(f"objectives {list(record.objectives)}", "score is one of them, and each stands once",
                          "--objectives score, or score,instability,sampled_tokens")  # fmt: skip
+    if record.pruner != "none" and len(record.objectives) > 1:
+        raise UsageError(
+            f"--prune {record.pruner} with {len(record.objectives)} objectives",
+            "which of two trials lags is not defined there", "--objectives score, or --prune none",
+        )  # fmt: skip
+    for searched in record.searched if record.kl_limit is not None else ():
+        algorithm = resolve_algorithm(searched.arm.algorithm, searched.arm.overrides, record.final.recipe)
+        if "reference" not in algorithm.needs:
+            raise UsageError(
+                f"--kl-limit with {searched.arm.name}", "it has no reference policy, so its KL is not known",
+                "an arm with a KL penalty, e.g. --roster published, or no --kl-limit",
+            )  # fmt: skip
     if record.final.eval.points < 1:
         raise UsageError("eval.points = 0", "trials are judged on the validation split during training",
                          "-s eval.points=5")  # fmt: skip
@@ -364,7 +418,8 @@ def trial_rows(search: Search) -> list[dict[str, Any]]:
             "number": t.number, "state": t.state.name, "params": dict(t.params), "values": t.values,
             "constraints": dict(t.constraints), "what": t.user_attrs.get("what"),
             **{k: t.user_attrs.get(k) for k in ("outcome", "collapsed", "event_type", "onset_step", "instability",
-                                                "sampled_tokens", "seconds", "runs", "reason", "validation")},
+                                                "sampled_tokens", "seconds", "runs", "reason", "validation",
+                                                "prune_reason", "pruned_at")},
         }
         for t in search.study.get_trials(deepcopy=False)
     ]  # fmt: skip

@@ -11,6 +11,8 @@ from harness.core import schema
 from harness.core.results import read_lines
 from tests.fakes.run_folders import write_fake_study
 
+OF_OTHER_COMMANDS = {"microscope", "recovery", "ablation", "trials", "search", "benchmarks"}
+
 
 @pytest.mark.parametrize("name", sorted(schema.schemas()))
 def test_committed_schema_is_current(name: str) -> None:
@@ -38,7 +40,7 @@ def validate_study(path: Path) -> None:
         for row in rows:
             known[file.stem].validate(row)
         seen.add(file.stem)
-    assert seen - {"validity"} == set(known) - {"study", "microscope", "recovery", "validity", "benchmarks"}
+    assert seen - {"validity"} == set(known) - {"study", "validity", *OF_OTHER_COMMANDS}
 
 
 def test_steps_schema_refuses_a_misspelt_column(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,51 +15,18 @@ from optuna.trial import TrialState
 from harness.core.errors import UsageError
 from harness.core.ports import RunState
 from harness.core.results import RUNS, read_study
-from harness.core.search import Dimension, Searched, SearchRecord, write_search
+from harness.core.search import SearchRecord, write_search
 from harness.core.spec import BackendSpec
 from harness.models.recipes import held_out, recipe
 from harness.report.tuning import build as tuning_data
 from harness.report.tuning import markdown, terminal
-from harness.study.build import Choices, build, parse_value
+from harness.study.build import build, parse_value
 from harness.study.compare import plan_runs, run_study
 from harness.study.spaces import arm_of, defaults, parse_dimension, space_of
 from harness.study.trials import controller, default_storage
 from harness.study.tune import Search, check_search, final_rows, final_study, ranked, run_trials, trial_rows
-from tests.fakes.planted import Leaves, PlantedExecutor, Surface
-
-SMALL = Choices(preset="quick", arms=("grpo",), seeds=(0, 1, 2), budget={"steps": 3})
-SPACE = (
-    Dimension(path="recipe.lr", low=3e-5, high=3e-3, log=True),
-    Dimension(path="surrogate.high", low=0.05, high=0.5, log=True),
-)
-
-
-def peak(flat: Leaves) -> float:
-    """Best, .3, at lr 1e-3 and clip .1; .16 less at the defaults."""
-    lr = math.log10(flat["recipe.lr"] / 1e-3)
-    clip = math.log10(flat["surrogate.high"] / 0.1)
-    return 0.3 - 0.35 * lr**2 - 0.35 * clip**2
-
-
-def cliff(flat: Leaves) -> float:
-    """Collapse above lr 1.5e-3, where the start is the fastest."""
-    return math.log(flat["recipe.lr"] / 1.5e-3)
-
-
-def record(trials: int = 12, space: tuple[Dimension, ...] = SPACE, **changes: Any) -> SearchRecord:
-    spec = build(SMALL, recipe, held_out, lambda s: BackendSpec(threads=1)).spec
-    arm = spec.arms[0]
-    searched = Searched(arm=arm, space=space, folder="grpo", optuna_study="t/grpo")
-    data: dict[str, Any] = {
-        "name": "t", "final": spec, "searched": (searched,), "tuning_seeds": (1000, 1001), "trials": trials,
-        "sampler": "tpe", "top": 3,
-    }  # fmt: skip
-    return SearchRecord(**(data | changes))
-
-
-def journal(folder: Path) -> str:
-    """A third of sqlite's time."""
-    return f"journal:{folder / 'optuna.log'}"
+from tests.fakes.planted import PlantedExecutor, Surface
+from tests.study.surfaces import SMALL, SPACE, cliff, journal, peak, record
 
 
 def search_of(folder: Path, plan: SearchRecord, url: str | None = None) -> Search:
