@@ -32,6 +32,15 @@ class TaskInfo:
     isolation: str | None = None  # what keeps programs that the policy writes from this machine, where a task runs them
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A finished turn of an episode, to be answered."""
+
+    state: Any
+    text: str  # special tokens removed
+    finish_reason: FinishReason
+
+
 class Task(ABC):
     """A dataset with prompts and a grader. Items of the three splits are disjoint by content."""
 
@@ -48,6 +57,10 @@ class Task(ABC):
     @abstractmethod
     def step(self, state: Any, text: str, finish_reason: FinishReason) -> tuple[Any, Observation | Done]:
         """One turn: new state and the environment's reply, or the grade that ends the episode."""
+
+    def step_many(self, turns: Sequence[Turn]) -> list[tuple[Any, Observation | Done]]:
+        """`step` for turns of different episodes, in order; tasks that grade in other processes do it at once."""
+        return [self.step(t.state, t.text, t.finish_reason) for t in turns]
 
     @property
     def verifier(self) -> Task:
@@ -183,4 +196,5 @@ __all__ = [
     "Task",
     "TaskInfo",
     "Tracker",
+    "Turn",
 ]

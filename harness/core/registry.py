@@ -95,9 +95,13 @@ def build_task(name: str, params: dict[str, Any]) -> Task:
     """A task from `family`, `family:argument` or the path of a `.jsonl` or `.parquet` file.
 
     The parameter `reward_function`, with those that belong to it, has the user's function grade it, or a learned
-    reward: `model:<id or path>`, `judge:<url>`.
+    reward: `model:<id or path>`, `judge:<url>`. `attempts` lets the policy answer again.
     """
     _load()
+    if params.get("attempts") is not None:
+        tries = importlib.import_module("tasks.retried")
+        given = {key: value for key, value in params.items() if key not in tries.PARAMS}
+        return tries.retried(build_task(name, given), **{k: v for k, v in params.items() if k in tries.PARAMS})  # type: ignore[no-any-return]
     reward = params.get("reward_function")
     if str(reward).startswith(LEARNED):
         kind, _, where = str(reward).partition(":")

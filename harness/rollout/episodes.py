@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.core.errors import UsageError
-from harness.core.ports import SampleRequest, Task
+from harness.core.ports import SampleRequest, Task, Turn
 from harness.core.types import Completion, Done, FinishReason, Grade, Observation, Prompt, Trajectory
 from harness.rollout.codec import Codec, last_token, token_ends
 
@@ -96,15 +96,17 @@ def play(episodes: Sequence[Episode], first: Sequence[Completion], stage: Stage)
     while going:
         for episode, done in zip(going, said, strict=True):
             episode.say(done, stage.codec.decode(done.token_ids))
-            _answer(episode, stage)
+        turns = [Turn(state=e.state, text=e.texts[-1], finish_reason=e.finish_reason) for e in going]
+        for episode, (state, reply) in zip(going, stage.task.step_many(turns), strict=True):
+            episode.state = state
+            _answer(episode, reply, stage)
         going = [e for e in going if e.grade is None]
         said = [c[0] for c in stage.generate([e.request() for e in going])] if going else []
 
 
-def _answer(episode: Episode, stage: Stage) -> None:
+def _answer(episode: Episode, reply: Observation | Done, stage: Stage) -> None:
     """The task's answer to the last turn: the grade, or a reply that is appended where another turn fits behind it."""
     info = stage.task.info
-    episode.state, reply = stage.task.step(episode.state, episode.texts[-1], episode.finish_reason)
     if isinstance(reply, Done):
         episode.grade = reply.grade
         return

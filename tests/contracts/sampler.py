@@ -63,6 +63,19 @@ class SamplerContract:
         asked = requests(subject.prompts, 3)
         check_scores(subject, asked, sampler.generate(asked, max_new_tokens=LONG, temperature=temperature), temperature)
 
+    def test_a_later_turn_is_scored_in_the_context_of_the_earlier_ones(
+        self, subject: Subject, sampler: Sampler
+    ) -> None:
+        """Episodes of several turns: a request of its own for each response, with all that was said before."""
+        asked = requests(subject.prompts, 3)
+        said = sampler.generate(asked, max_new_tokens=6, temperature=1.3)
+        second = [
+            SampleRequest(prompt_ids=(*r.prompt_ids, *c.token_ids, *reply), keys=((*key[:-1], 1),))
+            for r, group, reply in zip(asked, said, subject.prompts[::-1], strict=True)
+            for key, c in zip(r.keys, group, strict=True)
+        ]
+        check_scores(subject, second, sampler.generate(second, max_new_tokens=6, temperature=1.3), 1.3)
+
     def test_requests_are_answered_in_order_and_number(self, subject: Subject, sampler: Sampler) -> None:
         """A prompt may come twice; log-probs that belong to another prompt would not be its own."""
         numbers = [1, 5, 2, 3, 4]

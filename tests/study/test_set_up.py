@@ -39,7 +39,7 @@ def test_an_override_moves_an_arm_to_the_bracket_of_what_it_reads() -> None:
     assert any("GRPO reads rewards for parts of a response" in w for w in found.warnings)
     back = planned(arms=("grpo", "grpo_process"), sets=("GRPO process:advantage=group",))
     assert {a.bracket for a in back.spec.arms} == {"outcome"}
-    assert any("reads no process rewards" in w for w in back.warnings)
+    assert any("reads the outcome only" in w for w in back.warnings)
 
 
 def write(folder: Path, level: str) -> None:

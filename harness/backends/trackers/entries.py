@@ -48,13 +48,14 @@ def row_points(rows: Iterable[Mapping[str, Any]], start_ms: int) -> Iterator[Poi
 
 
 def eval_points(records: Iterable[EvalRecord], start_ms: int) -> Iterator[Point]:
-    """Held-out scores, response lengths and truncation."""
+    """Held-out scores, response lengths, truncation and parts of the reward."""
     for record in records:
         prefix = f"eval/{record.task}/{record.split}"
         values = {
             f"avg_at_{record.samples}": record.score,
             "length_mean": record.length_mean,
             "truncated": record.truncated,
+            **{f"component/{name}": value for name, value in record.components.items()},
         }
         for name, value in values.items():
             if value is not None:
