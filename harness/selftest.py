@@ -30,6 +30,7 @@ PROMPTS, SAMPLES = 8, 8
 TOKENS = 128  # longest response of the self-test
 ITEMS = 4  # per split, for verifier and prompts
 GOLDS, GOLDS_S = 200, 20.0  # stored answers graded at most, and seconds after which no further item is made
+GOLDS_AT_ONCE = 32  # graded between two looks at the clock
 POSITIVE = 1e-4  # what rounding may add to a log-prob of 0
 NUDGE = 0.05  # of the log-temperature, for a derivative
 
@@ -65,25 +66,20 @@ def verifier_cases(parts: Assembly, items: Sequence[Prompt]) -> VerifierCases:
 
 
 def golds(task: Task, most: int = GOLDS, seconds: float = GOLDS_S) -> Golds:
-    """Stored answers of items of all splits, each graded for its own item and for one with another answer."""
-    until = time.monotonic() + seconds
-    splits: tuple[Split, ...] = ("train", "validation", "test")
-    sizes = {split: task.info.sizes.get(split) for split in splits}
-    wanted = [
-        (i, split) for split in splits for i in range(most if sizes[split] is None else min(most, sizes[split] or 0))
-    ]
-    pairs: list[tuple[Prompt, str]] = []
-    for i, split in sorted(wanted)[:most]:  # the first items of every split, then the next ones
-        if time.monotonic() > until:
-            break
-        item = task.item(split, i)
-        gold = task.gold(item)
-        if gold is not None:
-            pairs.append((item, gold))
+    """Stored answers of items of all splits, each graded for its own item and for one with another answer.
+
+    `seconds` bound the making of items, and again the grading: some generators and their verifiers take minutes.
+    """
+    pairs = _stored(task, most, time.monotonic() + seconds)
     others = [next((g for _, g in pairs[i + 1 :] + pairs[:i] if g != gold), None) for i, (_, gold) in enumerate(pairs)]
-    swapped = [(item, other) for (item, _), other in zip(pairs, others, strict=True) if other is not None]
-    own, other = _verdicts(task, pairs), _verdicts(task, swapped)
-    bad = next((text for (_, text), grade in zip(pairs, own, strict=True) if not grade.correct), None)
+    until, own, other = time.monotonic() + seconds, list[Grade](), list[Grade]()
+    for first in range(0, len(pairs), GOLDS_AT_ONCE):
+        if first and time.monotonic() > until:
+            break
+        chosen = range(first, min(first + GOLDS_AT_ONCE, len(pairs)))
+        own += _verdicts(task, [pairs[i] for i in chosen])
+        other += _verdicts(task, [(pairs[i][0], text) for i in chosen if (text := others[i]) is not None])
+    bad = next((text for (_, text), grade in zip(pairs, own, strict=False) if not grade.correct), None)
     return Golds(
         items=len(own),
         refused=sum(not grade.correct for grade in own),
@@ -92,6 +88,23 @@ def golds(task: Task, most: int = GOLDS, seconds: float = GOLDS_S) -> Golds:
         self_testable=task.info.self_testable,
         example=bad,
     )
+
+
+def _stored(task: Task, most: int, until: float) -> list[tuple[Prompt, str]]:
+    """The first items of every split, then the next ones, with their stored answers where they have one."""
+    splits: tuple[Split, ...] = ("train", "validation", "test")
+    sizes = {split: task.info.sizes.get(split) for split in splits}
+    counts = {split: most if size is None else min(most, size) for split, size in sizes.items()}
+    wanted = [(i, split) for split, count in counts.items() for i in range(count)]
+    pairs: list[tuple[Prompt, str]] = []
+    for i, split in sorted(wanted)[:most]:
+        if time.monotonic() > until:
+            break
+        item = task.item(split, i)
+        gold = task.gold(item)
+        if gold is not None:
+            pairs.append((item, gold))
+    return pairs
 
 
 def _verdicts(task: Task, pairs: Sequence[tuple[Prompt, str]]) -> list[Grade]:

@@ -146,6 +146,16 @@ def _spare_trial_division() -> None:
     basic_arithmetic.find_common_divisors = divisors
 
 
+def generators() -> list[str]:
+    """Names of all generators; none where the package is not installed."""
+    _spare_pycosat("")
+    try:
+        from reasoning_gym.factory import DATASETS
+    except ImportError:
+        return []
+    return sorted(DATASETS)
+
+
 def build(argument: str = "", **params: Any) -> ReasoningGymTask:
     """`reasoning_gym:<generator>` with `extract`, `instruction` and the generator's own parameters."""
     _spare_pycosat(argument)

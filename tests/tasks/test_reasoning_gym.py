@@ -13,7 +13,7 @@ import pytest
 from harness.core.errors import UsageError
 from harness.core.ports import Split
 from harness.core.registry import build_task
-from tasks.reasoning_gym import divisors
+from tasks.reasoning_gym import NOT_SELF_TESTABLE, divisors, generators
 from tasks.splits import split_of
 
 pytest.importorskip("reasoning_gym", reason="the extra `reasoning-gym` is not installed")
@@ -105,3 +105,10 @@ def test_a_generator_that_once_took_hours_gives_items() -> None:
     start = time.monotonic()
     assert len({task.item(split, i).id for split in SPLITS for i in range(70)}) > 200
     assert time.monotonic() - start < 30
+
+
+def test_generators_known_not_to_be_self_testable_exist_and_say_so() -> None:
+    assert set(generators()) >= NOT_SELF_TESTABLE
+    assert len(generators()) > 100
+    for name in ("game_of_life_halting", "n_queens"):
+        assert not build_task(f"reasoning_gym:{name}", {}).info.self_testable

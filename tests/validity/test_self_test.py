@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from harness.core.types import FinishReason, Grade, Prompt
 from harness.gate import Gate, engine_of
 from harness.models.load import load
 from harness.rollout.order import MAIN, train_prompts
-from harness.selftest import items_of, recomputed, sample, verifier_cases
+from harness.selftest import golds, items_of, recomputed, sample, verifier_cases
 from harness.validity.start import verifier
 from tasks.chain import ChainTask
 from tests.fakes import wrong_samplers as wrong
@@ -237,3 +238,18 @@ class Silent(SingleTurnTask):
 def test_a_task_without_cases_passes_and_says_so(parts: Assembly) -> None:
     finding = judged(parts, Silent(ChainTask()))
     assert (finding.level, finding.measured) == ("PASS", "not declared")
+
+
+class Slow(ChainTask):
+    """A grader that takes a twentieth of a second."""
+
+    def grade(self, prompt: Prompt, text: str, finish_reason: FinishReason) -> Grade:
+        time.sleep(0.05)
+        return super().grade(prompt, text, finish_reason)
+
+
+def test_stored_answers_of_a_slow_grader_are_a_part_of_them() -> None:
+    found = golds(Slow(), 200, 0.5)
+    assert 0 < found.items < 200
+    assert found.refused == found.accepted == 0
+    assert golds(ChainTask(), 200, 20.0).items == 200
