@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.app import app
-from harness.cli.options import AsJson, Model, Results, Study, Task
+from harness.cli.options import AsJson, DryRun, Model, Name, Results, Study, Task
 
 
 @app.command()
@@ -113,8 +113,8 @@ def recover(
     margin: Annotated[int | None, typer.Option(help="Steps from the last healthy checkpoint to the onset.")] = None,
     parallel: Annotated[int | None, typer.Option(help="Attempts at a time.")] = None,
     results: Results = Path("results"),
-    name: Annotated[str | None, typer.Option(help="Name of the folder; derived from the choices by default.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its cost.")] = False,
+    name: Name = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Is a collapse irreversible? Restart collapsed runs with one thing changed, and count what recovers.

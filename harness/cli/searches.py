@@ -11,10 +11,17 @@ from harness.cli.app import app
 from harness.cli.options import (
     AnswerField,
     AsJson,
+    BudgetSeconds,
+    BudgetTokens,
+    Dimensions,
+    DryRun,
+    KlLimit,
     MLflow,
     Model,
+    Name,
     Parallel,
     Prompt,
+    Prune,
     Results,
     Reward,
     Steps,
@@ -55,9 +62,9 @@ def ablate(
     parallel: Parallel = None,
     storage: Storage = None,
     results: Results = Path("results"),
-    name: Annotated[str | None, typer.Option(help="Name of the study folder; derived by default.")] = None,
+    name: Name = None,
     mlflow: MLflow = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and the cost.")] = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Which component of it? Vary the slots of an algorithm by a design; repeating the command continues it.
@@ -101,23 +108,12 @@ def tune(
     objectives: Annotated[
         str, typer.Option(help="score; or several of score, instability, sampled_tokens: then nsga2.")
     ] = "score",
-    dims: Annotated[
-        list[str] | None,
-        typer.Option("--dim", help="[ARM:]path=low:high[:log] or path=a,b,c: replaces or adds; repeatable."),
-    ] = None,
+    dims: Dimensions = None,
     memory_gib: Annotated[float | None, typer.Option(help="Limit of a run's memory, a constraint.")] = None,
-    kl_limit: Annotated[
-        float | None, typer.Option(help="Limit of the KL to the reference policy, nats per token; a constraint.")
-    ] = None,
-    prune: Annotated[
-        str, typer.Option(help="none, median or halving: stop trials that lag, never before 30 % of the budget.")
-    ] = "none",
-    budget_tokens: Annotated[
-        int | None, typer.Option(help="Per algorithm: no further trial once its trials have sampled so many tokens.")
-    ] = None,
-    budget_seconds: Annotated[
-        float | None, typer.Option(help="Per algorithm: no further trial once its runs have taken so long together.")
-    ] = None,
+    kl_limit: KlLimit = None,
+    prune: Prune = "none",
+    budget_tokens: BudgetTokens = None,
+    budget_seconds: BudgetSeconds = None,
     preset: Annotated[str, typer.Option(help="The study that is tuned: quick, tuning, default, or a YAML.")] = "quick",
     task: Task = None,
     task_param: TaskParam = None,
@@ -132,9 +128,9 @@ def tune(
     parallel: Parallel = None,
     storage: Storage = None,
     results: Results = Path("results"),
-    name: Annotated[str | None, typer.Option(help="Name of the folder; derived by default.")] = None,
+    name: Name = None,
     mlflow: MLflow = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the spaces and the cost.")] = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Is the winner just better tuned? Search every algorithm with the same budget, then compare on fresh seeds.

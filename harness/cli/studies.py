@@ -12,9 +12,11 @@ from harness.cli.options import (
     AnswerField,
     AsJson,
     Device,
+    DryRun,
     Dtype,
     MLflow,
     Model,
+    Name,
     Parallel,
     Prompt,
     Results,
@@ -63,17 +65,13 @@ def compare(
     dtype: Dtype = None,
     device: Device = None,
     results: Results = Path("results"),
-    name: Annotated[
-        str | None, typer.Option(help="Name of the study folder; derived from the settings by default.")
-    ] = None,
+    name: Name = None,
     run_equivalent: Annotated[bool, typer.Option(help="Also run arms that equal another by mathematics.")] = False,
     mlflow: MLflow = True,
     two_stage: Annotated[
         bool, typer.Option("--two-stage", help="Declare one `extend` to twice the seeds; both looks at level .0294.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan, the rendered first prompt and the cost.")
-    ] = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare algorithms on one model, task and budget; repeating the command continues it.
