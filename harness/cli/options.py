@@ -9,12 +9,25 @@ import typer
 
 AnswerField = Annotated[str | None, typer.Option(help="For data files: the field with the gold answer.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead of tables.")]
+BudgetSeconds = Annotated[
+    float | None, typer.Option(help="Per algorithm: no further trial once its runs have taken so long together.")
+]
+BudgetTokens = Annotated[
+    int | None, typer.Option(help="Per algorithm: no further trial once its trials have sampled so many tokens.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
 Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16; measured where not given.")]
+KlLimit = Annotated[
+    float | None, typer.Option(help="Limit of the KL to the reference policy, nats per token; a constraint.")
+]
+MemoryGib = Annotated[float | None, typer.Option(help="Limit of a run's memory, a constraint.")]
 MLflow = Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Mirror to MLflow.")]
 Model = Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a Hugging Face id or a local path.")]
 Parallel = Annotated[int | None, typer.Option(help="Runs at a time.")]
 Prompt = Annotated[str | None, typer.Option(help="For data files: e.g. '{Body} {Question}'.")]
+Prune = Annotated[
+    str, typer.Option(help="none, median or halving: stop trials that lag, never before 30 % of the budget.")
+]
 Results = Annotated[Path, typer.Option("--results", help="Folder for studies and mlflow.db.")]
 Reward = Annotated[
     str | None, typer.Option(help="my.py:score, a function (prompt, response, answer) -> float or dict of floats.")

@@ -11,10 +11,15 @@ from harness.cli.app import app
 from harness.cli.options import (
     AnswerField,
     AsJson,
+    BudgetSeconds,
+    BudgetTokens,
+    KlLimit,
+    MemoryGib,
     MLflow,
     Model,
     Parallel,
     Prompt,
+    Prune,
     Results,
     Reward,
     Steps,
@@ -105,19 +110,11 @@ def tune(
         list[str] | None,
         typer.Option("--dim", help="[ARM:]path=low:high[:log] or path=a,b,c: replaces or adds; repeatable."),
     ] = None,
-    memory_gib: Annotated[float | None, typer.Option(help="Limit of a run's memory, a constraint.")] = None,
-    kl_limit: Annotated[
-        float | None, typer.Option(help="Limit of the KL to the reference policy, nats per token; a constraint.")
-    ] = None,
-    prune: Annotated[
-        str, typer.Option(help="none, median or halving: stop trials that lag, never before 30 % of the budget.")
-    ] = "none",
-    budget_tokens: Annotated[
-        int | None, typer.Option(help="Per algorithm: no further trial once its trials have sampled so many tokens.")
-    ] = None,
-    budget_seconds: Annotated[
-        float | None, typer.Option(help="Per algorithm: no further trial once its runs have taken so long together.")
-    ] = None,
+    memory_gib: MemoryGib = None,
+    kl_limit: KlLimit = None,
+    prune: Prune = "none",
+    budget_tokens: BudgetTokens = None,
+    budget_seconds: BudgetSeconds = None,
     preset: Annotated[str, typer.Option(help="The study that is tuned: quick, tuning, default, or a YAML.")] = "quick",
     task: Task = None,
     task_param: TaskParam = None,
