@@ -107,6 +107,11 @@ def test_the_report_finds_what_was_planted(cube: Path) -> None:
     assert "clip_higher: with" in page
     assert "Shapley value" in page
     assert "clip_higher" in terminal(data)
+    drawn = {p.stem for p in paths["ablation_figures"].glob("*.png")}
+    assert drawn == {"effects", "interactions", "components", "cells"}
+    html = paths["ablation_html"].read_text()
+    assert html.count("<svg") == len(drawn)
+    assert "<script" not in html
 
 
 def _gain_of_all(data: dict[str, Any]) -> float:

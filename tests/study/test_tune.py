@@ -19,12 +19,24 @@ from harness.core.search import SearchRecord, write_search
 from harness.core.spec import BackendSpec
 from harness.models.recipes import held_out, recipe
 from harness.report.tuning import build as tuning_data
-from harness.report.tuning import markdown, terminal
+from harness.report.tuning import markdown, terminal, write_tuning
 from harness.study.build import build, parse_value
 from harness.study.compare import plan_runs, run_study
+from harness.study.evidence import RunFacts
+from harness.study.importance import importances
 from harness.study.spaces import arm_of, defaults, parse_dimension, space_of
 from harness.study.trials import controller, default_storage
-from harness.study.tune import Search, check_search, final_rows, final_study, ranked, run_trials, trial_rows
+from harness.study.tune import (
+    Limits,
+    Search,
+    check_search,
+    constraints,
+    final_rows,
+    final_study,
+    ranked,
+    run_trials,
+    trial_rows,
+)
 from tests.fakes.planted import PlantedExecutor, Surface
 from tests.study.surfaces import SMALL, SPACE, cliff, journal, peak, record
 
@@ -170,7 +182,7 @@ def test_several_objectives_have_a_front(tmp_path: Path) -> None:
     assert trial_rows(search)[0]["values"] == search.complete[0].values
 
 
-@pytest.mark.parametrize("sampler", ["gp", "random"])
+@pytest.mark.parametrize("sampler", ["gp", "qmc", "random"])
 def test_other_samplers(tmp_path: Path, sampler: str) -> None:
     assert len(run(tmp_path / "t", record(trials=6, sampler=sampler), planted()).complete) == 6
 
@@ -234,3 +246,66 @@ def test_a_full_disk_is_told_and_leaves_the_search_resumable(tmp_path: Path, mon
         with pytest.raises(InfrastructureError, match="disk is full"):
             run(tmp_path / "t", plan, planted(), url=url)
     assert len(run(tmp_path / "t", plan, planted(), url=url).complete) == 4
+
+
+def test_a_budget_ends_the_search_of_each_algorithm_and_more_continues_it(tmp_path: Path) -> None:
+    """A planted run samples 40 x 4096 tokens; two seeds in a trial."""
+    plan = record(trials=9)
+    limits = Limits(tokens=3 * 2 * 40 * 4096)
+    search = Search(journal(tmp_path), tmp_path, plan, plan.searched[0], limits)
+    run_trials(search, planted(parallel=1), 1, lambda s, states: None, pause_s=0.0)
+    assert len(search.complete) == 3
+    assert len(run(tmp_path, plan, planted()).complete) == 9
+
+
+def test_what_cannot_be_pruned_or_bounded_is_refused() -> None:
+    for changes, expected in (
+        ({"pruner": "median", "objectives": ("score", "instability")}, "which of two trials lags"),
+        ({"kl_limit": 0.1}, "no reference policy"),
+    ):
+        with pytest.raises(UsageError, match=expected):
+            check_search(record(**changes))
+
+
+def test_a_kl_above_its_limit_is_a_violated_constraint() -> None:
+    facts = RunFacts(
+        run_id="a", seed=0, test=0.5, validation=0.5, collapsed=False, event=None, onset=None, length=10.0,
+        sampled_tokens=10, seconds=1.0, memory_gib=2.0, kl=0.3, drawdown=0.0, degraded=0.0,
+    )  # fmt: skip
+    assert constraints([facts], 3.0, 0.1) == {"collapse": -1.0, "memory_gib": -1.0, "kl": pytest.approx(0.2)}
+    assert constraints([facts, replace(facts, collapsed=True)], None, None) == {"collapse": 0.5}
+
+
+def test_the_page_shows_every_figure_and_needs_no_network(
+    found: tuple[Path, SearchRecord, Search], tmp_path: Path
+) -> None:
+    _, plan, search = found
+    spec, what = final_study(plan, [search])
+    run_study(plan_runs(spec, tmp_path), tmp_path, planted(parallel=100), None, lambda states: None)
+    shares = {"GRPO": importances(search.complete, 0)}
+    data = tuning_data(plan, {"GRPO": trial_rows(search)}, final_rows(tmp_path, spec, what), shares)
+    write_tuning(tmp_path, data)
+    page = (tmp_path / "report" / "tuning.html").read_text()
+    drawn = {p.stem for p in (tmp_path / "report" / "figures").glob("*.png")}
+    each = {f"grpo-{n}" for n in ("history", "importance", "slices", "parallel", "contour")}
+    assert drawn == each | {"default-tuned", "best-of-k", "lr-sensitivity"}
+    assert page.count("<svg") == len(drawn)
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    for name in ("fANOVA", "PED-ANOVA"):
+        known = data["algorithms"][0]["importance"][name]
+        assert sum(s["value"] for s in known["shares"].values()) == pytest.approx(1)
+        assert known["stable"] == (known["flips"] <= 0.1)
+    assert importances(search.complete[:9], 0) is None
+
+
+def test_two_objectives_have_a_pareto_figure(tmp_path: Path) -> None:
+    plan = record(trials=6, objectives=("score", "instability"), sampler="nsga2")
+    search = run(tmp_path / "t", plan, planted())
+    data = tuning_data(plan, {"GRPO": trial_rows(search)}, final_rows(tmp_path, *nothing_again(plan, search)))
+    write_tuning(tmp_path, data)
+    assert (tmp_path / "report" / "figures" / "grpo-pareto.svg").exists()
+
+
+def nothing_again(plan: SearchRecord, search: Search) -> tuple[Any, Any]:
+    """The re-evaluation before any of its runs."""
+    return final_study(plan, [search])
