@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from harness.report import text
 from harness.report.ablation import interaction_matrix
@@ -80,7 +80,8 @@ def main_effects(r: Data) -> Plot:
                 _bar(axes, e[kind], y, (BLUE if e[kind]["value"] >= 0 else ORANGE) if sure else MUTED)
             _rows(axes, labels if i == 0 else [""] * len(labels))
             axes.set_xlabel(SHOWN[kind])
-            axes.xaxis.set_major_formatter(lambda v, _: text.number(v) if v else "0")
+            form = text.count if kind == "sampled_tokens" else text.number
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _, form=form: form(v) if v else "0"))
 
     return Plot(name="effects", alt="Main effects of every factor with intervals", size=(8.4, height), draw=draw)
 

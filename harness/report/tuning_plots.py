@@ -18,6 +18,7 @@ from harness.report.page import Drawn
 Data = Mapping[str, Any]
 BLUE, ORANGE = "#0072B2", "#D55E00"
 MAP = "viridis"
+FEW = 3  # values, of which each has a tick
 HALF, WHOLE = (5.2, 3.0), (8.4, 3.2)
 BOX = (0.11, 0.17, 0.86, 0.78)
 EVALUATORS = ("fANOVA", "PED-ANOVA")
@@ -121,7 +122,7 @@ def best_of(r: Data, colors: Mapping[str, str]) -> Plot:
     """P11: expected best of k trials."""
 
     def draw(figure: Figure) -> None:
-        axes = figure.add_axes((0.11, 0.17, 0.6, 0.78))
+        axes = figure.add_axes((0.11, 0.17, 0.54, 0.78))
         for a in r["algorithms"]:
             axes.plot(range(1, len(a["best_of"]) + 1), a["best_of"], color=colors[a["arm"]], lw=1.6, label=a["arm"])
         axes.set_xlabel("Trials")
@@ -136,7 +137,7 @@ def sensitivity(r: Data, colors: Mapping[str, str]) -> Plot:
     """The defaults at other learning rates."""
 
     def draw(figure: Figure) -> None:
-        axes = figure.add_axes((0.11, 0.17, 0.6, 0.78))
+        axes = figure.add_axes((0.11, 0.17, 0.54, 0.78))
         for a in r["algorithms"]:
             found = sorted((float(s["what"].removeprefix("lr x ")) if s["what"] != "defaults" else 1.0, s["score"],
                             bool(s["collapsed"])) for s in a["sensitivity"])  # fmt: skip
@@ -228,7 +229,9 @@ def _axis(axes: Axes, values: Sequence[Any], path: str) -> list[float]:
         names = sorted({str(v) for v in values})
         axes.set_xticks(range(len(names)), names)
         return [float(names.index(str(v))) for v in values]
-    if _log(values):
+    if len(set(values)) <= FEW:
+        axes.set_xticks(sorted(set(values)), [f"{v:.3g}" for v in sorted(set(values))])
+    elif _log(values):
         axes.set_xscale("log")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))

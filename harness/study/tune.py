@@ -152,7 +152,7 @@ class Search:
         """Whether every trial has ended, those of other controllers too."""
         if self._running or self.wants():
             return False
-        return not self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return file_of(self._url) is not None or not self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     def _spent(self) -> bool:
         """Whether the trials have used up what the command line allows each algorithm."""
@@ -167,7 +167,9 @@ class Search:
         """The runs of the next trial; they are resumable from here on, whatever happens to this process."""
         self.study.sampler = make_sampler(self._record, len(self.study.get_trials(deepcopy=False)))
         trial = ask(self.study, {d.path: distribution(d) for d in self._searched.space})
-        if trial.number in sorted(self._taken)[self._record.trials :]:  # two controllers asked for the last one
+        if (
+            file_of(self._url) is None and trial.number in sorted(self._taken)[self._record.trials :]
+        ):  # two controllers asked for the last one
             note(trial, {"surplus": True})
             self.study.tell(trial, state=TrialState.FAIL)
             return []
@@ -182,8 +184,8 @@ class Search:
         arm = arm_of(self._searched.arm, trial.params, name, self._record.final.recipe)
         runs = plan_runs(self._template.model_copy(update={"arms": (arm,), "reference_arm": arm.name}), self._folder)
         note(trial, {"arm": arm.name, "planned_runs": [r.spec.run_id for r in runs], "folder": str(self._folder)})
-        known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
-        self._running.append(Running(trial=trial, runs=runs, reported=set(known)))
+        known = set(trial.storage.get_trial(trial._trial_id).intermediate_values)
+        self._running.append(Running(trial=trial, runs=runs, reported=known))
         return runs
 
     def write(self) -> None:
