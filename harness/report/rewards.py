@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness.core.results import COMPONENT
 from harness.core.scores import final_eval
 from harness.report.collect import tail_mean, values
 from harness.report.tables import Notes, Table, arm_cell, by_group, make_table
@@ -13,7 +14,6 @@ from harness.stats.estimate import mean_t
 if TYPE_CHECKING:
     from harness.core.results import EvalRecord, RunFolder
 
-PREFIX = "reward/component/"
 UNKNOWN = "not recorded"
 
 
@@ -26,7 +26,7 @@ def reward_components(runs: Mapping[str, Sequence[RunFolder]], counted: Collecti
 
 
 def _names(runs: Sequence[RunFolder]) -> list[str]:
-    logged = {key.removeprefix(PREFIX) for r in runs for row in r.steps[:1] for key in row if key.startswith(PREFIX)}
+    logged = {key.removeprefix(COMPONENT) for r in runs for row in r.steps[:1] for key in row if key.startswith(COMPONENT)}
     return sorted(logged | {name for r in runs for e in r.evals for name in e.components})
 
 
@@ -35,9 +35,14 @@ def _part(runs: Sequence[RunFolder], name: str) -> dict[str, Any]:
     found = {
         "base": [_at(_first(r, final), name) for r, final in zip(runs, finals, strict=True)],
         "final": [_at(final, name) for final in finals],
-        "training_end": [tail_mean(values(r.steps, PREFIX + name)) for r in runs],
+        "training_end": [_training_end(r, COMPONENT + name) for r in runs],
     }
     return {key: mean_t([x for x in column if x is not None]).as_dict() for key, column in found.items()}
+
+
+def _training_end(run: RunFolder, key: str) -> float | None:
+    logged = any(key in row for row in run.steps[:1])
+    return tail_mean(values(run.steps, key)) if logged else None
 
 
 def _first(run: RunFolder, final: EvalRecord | None) -> EvalRecord | None:

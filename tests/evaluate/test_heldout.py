@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from harness.assemble import assemble
 from harness.core.results import read_run
 from harness.core.spec import EvalSpec
-from harness.report.collect import evaluations, pass_at_k
+from harness.report.collect import evaluations, mean_pass
 from harness.run import execute
 from tests.fakes.small_runs import make_folder, run_spec
 
@@ -63,8 +63,8 @@ def test_avg_and_pass_at_k_and_disjoint_splits(tmp_path: Path) -> None:
 
 
 def test_pass_at_k_needs_k_samples() -> None:
-    from harness.core.results import QuestionScore
+    from harness.core.columns import Questions
 
-    found = pass_at_k([QuestionScore(id="a", n=8, correct=2), QuestionScore(id="b", n=2, correct=2)], 4)
+    found = mean_pass(Questions.of([("a", 8, 2), ("b", 2, 2)]), 4)
     assert found == pytest.approx(1 - 15 / 70)
-    assert pass_at_k([QuestionScore(id="b", n=2, correct=2)], 4) is None
+    assert mean_pass(Questions.of([("b", 2, 2)]), 4) is None

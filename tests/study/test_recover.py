@@ -224,7 +224,7 @@ def test_the_names_of_a_folder_follow_the_choices(donor: Path) -> None:
         (["{donor}", "--onset", "8", "--starts", "healthy"], ["'healthy'", "last_healthy"]),
         (["{donor}", "--onset", "8", "--seeds", "2,3"], ["seed 2", "only repeat"]),
         (["{donor}", "--onset", "8", "--seeds", "x"], ["--seeds x"]),
-        (["{donor}", "--onset", "8", "--seeds", "0"], ["seeds []"]),
+        (["{donor}", "--onset", "8", "--seeds", "0"], ["no seed"]),
         (["{donor}", "--onset", "8", "--other", "gsop"], ["gsop", "did you mean gspo"]),
         (["{donor}", "--onset", "8", "--steps", "3"], ["--steps 3", "--steps 6 or more"]),
         (["{donor}", "{donor}", "--onset", "8"], ["names something twice"]),
