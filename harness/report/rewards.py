@@ -26,8 +26,9 @@ def reward_components(runs: Mapping[str, Sequence[RunFolder]], counted: Collecti
 
 
 def _names(runs: Sequence[RunFolder]) -> list[str]:
-    logged = {key.removeprefix(COMPONENT) for r in runs for row in r.steps[:1] for key in row if key.startswith(COMPONENT)}
-    return sorted(logged | {name for r in runs for e in r.evals for name in e.components})
+    logged = {key for r in runs for row in r.steps[:1] for key in row if key.startswith(COMPONENT)}
+    held_out = {name for r in runs for e in r.evals for name in e.components}
+    return sorted(held_out | {key.removeprefix(COMPONENT) for key in logged})
 
 
 def _part(runs: Sequence[RunFolder], name: str) -> dict[str, Any]:

@@ -25,7 +25,6 @@ CUT = """
     const bad = [];
     for (const e of document.querySelectorAll("h1, h2, h3, p, li, td, th, figcaption, label, dd, dt, summary")) {
       if (!e.offsetParent || !e.textContent.trim()) continue;
-      if ([...e.querySelectorAll("pre")].some(p => p.scrollHeight > p.clientHeight)) continue;
       const range = document.createRange();
       range.selectNodeContents(e);
       const text = range.getBoundingClientRect(), box = e.getBoundingClientRect();
