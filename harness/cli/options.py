@@ -10,10 +10,10 @@ import typer
 AnswerField = Annotated[str | None, typer.Option(help="For data files: the field with the gold answer.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead of tables.")]
 BudgetSeconds = Annotated[
-    float | None, typer.Option(help="Per algorithm: no further trial once its runs have taken so long together.")
+    float | None, typer.Option(help="No further run once they have taken so long together; of a search, per algorithm.")
 ]
 BudgetTokens = Annotated[
-    int | None, typer.Option(help="Per algorithm: no further trial once its trials have sampled so many tokens.")
+    int | None, typer.Option(help="No further run once they have sampled so many tokens; of a search, per algorithm.")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
 Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16; measured where not given.")]

@@ -60,6 +60,8 @@ def ablate(
     tokens: Tokens = None,
     sets: Annotated[list[str] | None, typer.Option("--set", "-s", help="In every cell: recipe.lr=1e-4, ...")] = None,
     parallel: Parallel = None,
+    budget_tokens: BudgetTokens = None,
+    budget_seconds: BudgetSeconds = None,
     storage: Storage = None,
     results: Results = Path("results"),
     name: Name = None,
@@ -81,6 +83,7 @@ def ablate(
     """
     from harness.commands.ablate import AblateOptions, run_ablate
     from harness.commands.options import CompareOptions
+    from harness.study.spending import Limits
 
     shared = CompareOptions(
         preset=preset or ("default" if path else "dapo"), task=task, task_params=tuple(task_param or ()),
@@ -90,7 +93,10 @@ def ablate(
         results=results, name=name,
         mlflow=mlflow, dry_run=dry_run, as_json=as_json,
     )  # fmt: skip
-    options = AblateOptions(compare=shared, design=design, path=path, stress=tuple(stress or ()), storage=storage)
+    options = AblateOptions(
+        compare=shared, design=design, path=path, stress=tuple(stress or ()), storage=storage,
+        budget=Limits(tokens=budget_tokens, seconds=budget_seconds),
+    )  # fmt: skip
     raise typer.Exit(run_ablate(options))
 
 
@@ -148,7 +154,7 @@ def tune(
     """
     from harness.commands.options import CompareOptions
     from harness.commands.tune import TuneOptions, run_tune
-    from harness.study.tune import Limits
+    from harness.study.spending import Limits
 
     shared = CompareOptions(
         preset=preset, task=task, task_params=tuple(task_param or ()), prompt=prompt, answer_field=answer_field,

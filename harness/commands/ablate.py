@@ -25,6 +25,7 @@ from harness.study.build import Planned, build, parse_value
 from harness.study.compare import plan_runs, prepare_folder, run_study
 from harness.study.live import LiveView
 from harness.study.measure import choose_backend, kept_backend
+from harness.study.spending import Limits, Purse
 from harness.study.trials import controller, default_storage
 
 
@@ -37,11 +38,13 @@ class AblateOptions:
     path: str | None
     stress: tuple[str, ...]
     storage: str | None
+    budget: Limits  # of all cells together
 
 
 def run_ablate(options: AblateOptions) -> int:
     """Plans, runs, analyses; the exit code."""
     shared = options.compare
+    options.budget.check()
     measured: dict[str, Any] = {}
 
     def backend_of(spec: StudySpec) -> BackendSpec:
@@ -84,11 +87,13 @@ def _run(planned: Planned, measured: Mapping[str, Any], options: AblateOptions) 
         tell_where(folder, tracker, url, quiet=todo == 0)
         executor = LocalExecutor(parallel, int(measured.get("num_gpus", 0)), command=["harness", *sys.argv[1:]])
         trials.settle({})
+        purse = Purse(options.budget, runs)
         with LiveView(runs, parallel, quiet=todo == 0) as view:
 
             def watch(states: Mapping[str, RunState]) -> None:
                 view(states)
                 trials.settle(states)
+                purse.look(states)
 
             outcome = run_study(runs, folder, executor, tracker, watch)
         if outcome.interrupted:

@@ -28,8 +28,9 @@ from harness.study.importance import importances
 from harness.study.live import LiveView, duration
 from harness.study.measure import choose_backend, kept_backend
 from harness.study.spaces import parse_dimension, space_of
+from harness.study.spending import Limits
 from harness.study.trials import controller, default_storage
-from harness.study.tune import Limits, Search, check_search, final_rows, final_study, run_trials, trial_rows
+from harness.study.tune import Search, check_search, final_rows, final_study, run_trials, trial_rows
 
 FIRST_TUNING_SEED = 1000  # apart from the test seeds, which begin at 0
 
@@ -66,9 +67,7 @@ def run_tune(options: TuneOptions) -> int:
         require_engine(backend)
         return backend
 
-    for name, value in (("--budget-tokens", options.budget.tokens), ("--budget-seconds", options.budget.seconds)):
-        if value is not None and value <= 0:
-            raise UsageError(f"{name} {value:g}", "no trial could be run", "more than 0, or leave it out")
+    options.budget.check()
     planned = build(choices(shared), recipe, held_out, backend_of)
     for arm in planned.spec.skipped:
         print(f"not searched: {arm.name}, {arm.reason}", file=sys.stderr)

@@ -23,6 +23,7 @@ from harness.study.compare import POLL_S, PlannedRun, plan_runs
 from harness.study.evidence import RunFacts, attributes, cost_so_far, mean_of, run_facts
 from harness.study.sampling import FLOOR, distribution, make_pruner, make_sampler, seen
 from harness.study.spaces import LR, LR_CHECK, arm_of, defaults
+from harness.study.spending import Limits
 from harness.study.trials import Heart, ask, file_of, left_running, note, open_study, resumed, storage_errors
 
 RETRIES = 2  # of a run that died, before its trial fails
@@ -43,21 +44,13 @@ class Running:
     reported: set[int] = field(default_factory=set)  # per cent of the budget at which the storage knows the score
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What the trials of one algorithm may cost together; no trial is asked for beyond it."""
-
-    tokens: int | None = None  # sampled
-    seconds: float | None = None  # of the runs, one after the other
-
-
 class Search:
     """The trials of one algorithm."""
 
     def __init__(
-        self, url: str, folder: Path, record: SearchRecord, searched: Searched, limits: Limits = Limits()
+        self, url: str, folder: Path, record: SearchRecord, searched: Searched, limits: Limits | None = None
     ) -> None:
-        self._url, self._record, self._searched, self._limits = url, record, searched, limits
+        self._url, self._record, self._searched, self._limits = url, record, searched, limits or Limits()
         self._folder = folder / searched.folder
         self._template = trial_study(record, searched)
         self._running: list[Running] = []
@@ -156,12 +149,11 @@ class Search:
 
     def _spent(self) -> bool:
         """Whether the trials have used up what the command line allows each algorithm."""
-        limits = {"sampled_tokens": self._limits.tokens, "seconds": self._limits.seconds}
-        if not any(limits.values()):
+        if self._limits == Limits():
             return False
         trials = self.study.get_trials(deepcopy=False, states=ENDED)
-        used = {key: sum(t.user_attrs.get(key) or 0 for t in trials) for key in limits}
-        return any(limit is not None and used[key] >= limit for key, limit in limits.items())
+        used = {key: sum(t.user_attrs.get(key) or 0 for t in trials) for key in ("sampled_tokens", "seconds")}
+        return self._limits.exceeded(used) is not None
 
     def ask(self) -> list[PlannedRun]:
         """The runs of the next trial; they are resumable from here on, whatever happens to this process."""
