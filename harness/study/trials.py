@@ -6,6 +6,7 @@ Only controllers come here; workers execute runs and know nothing of it.
 from __future__ import annotations
 
 import fcntl
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages._heartbeat import BaseHeartbeat
-from optuna.storages._rdb.models import TrialUserAttributeModel
+from optuna.storages._rdb.models import TrialModel, TrialUserAttributeModel
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -238,6 +239,12 @@ def note(trial: Trial, facts: Mapping[str, Any]) -> None:
             trial.set_user_attr(key, value)
         return
     with _create_scoped_session(backend.scoped_session, True) as session:
-        for key, value in facts.items():
-            backend._set_trial_attr_without_commit(session, TrialUserAttributeModel, trial._trial_id, key, value)
+        record = TrialModel.find_or_raise_by_id(trial._trial_id, session)
+        backend.check_trial_is_updatable(trial._trial_id, TrialState(record.state))
+        known = {str(a.key): a for a in TrialUserAttributeModel.where_trial_id(trial._trial_id, session)}
+        for key, text in ((key, json.dumps(value)) for key, value in facts.items()):
+            if key in known:
+                known[key].value_json = text
+            else:
+                session.add(TrialUserAttributeModel(trial_id=trial._trial_id, key=key, value_json=text))
     trial._cached_frozen_trial = trial.storage.get_trial(trial._trial_id)

@@ -314,7 +314,7 @@ def run_trials(
                 watch(search, states)
                 if search.over():
                     return False
-                while search.wants() and search.busy(states) < parallel:
+                while search.busy(states) < parallel and search.wants():  # in this order: only the second asks storage
                     for run in search.ask():
                         if not run.done:
                             executor.submit(run.spec, run.folder)

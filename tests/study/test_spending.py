@@ -30,9 +30,7 @@ def states_of(runs: list[PlannedRun], done: int) -> dict[str, RunState]:
 
 
 @pytest.mark.parametrize("limits", [Limits(tokens=300), Limits(seconds=20.0), Limits(tokens=10**9, seconds=1.0)])
-def test_a_spent_budget_interrupts(
-    runs: list[PlannedRun], limits: Limits, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_spent_budget_interrupts(runs: list[PlannedRun], limits: Limits, capsys: pytest.CaptureFixture[str]) -> None:
     purse = Purse(limits, runs)
     with pytest.raises(KeyboardInterrupt):
         purse.look(states_of(runs, 1))
