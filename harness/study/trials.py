@@ -239,8 +239,8 @@ def note(trial: Trial, facts: Mapping[str, Any]) -> None:
             trial.set_user_attr(key, value)
         return
     with _create_scoped_session(backend.scoped_session, True) as session:
-        record = TrialModel.find_or_raise_by_id(trial._trial_id, session)
-        backend.check_trial_is_updatable(trial._trial_id, TrialState(record.state))
+        state: Any = TrialModel.find_or_raise_by_id(trial._trial_id, session).state  # typed as its column
+        backend.check_trial_is_updatable(trial._trial_id, state)
         known = {str(a.key): a for a in TrialUserAttributeModel.where_trial_id(trial._trial_id, session)}
         for key, text in ((key, json.dumps(value)) for key, value in facts.items()):
             if key in known:
