@@ -16,6 +16,10 @@ from harness.core.errors import HarnessError
 __all__ = ["app", "evidence", "guarded", "machine", "main", "results", "scores", "searches", "studies"]
 
 
+_ORDER = tuple(m.__name__ for m in (studies, searches, results, scores, machine, evidence))  # of --help
+app.registered_commands.sort(key=lambda command: _ORDER.index(getattr(command.callback, "__module__", "")))
+
+
 def guarded(run: Callable[[], object]) -> int:
     """Turns our errors into one message and an exit code."""
     try:

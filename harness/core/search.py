@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from harness.core.errors import UsageError
-from harness.core.results import Record, write_atomic
+from harness.core.results import STUDY, Record, write_atomic
 from harness.core.spec import ArmSpec, Spec, StudySpec
 
 SEARCH = "search.json"
@@ -80,6 +80,10 @@ class SearchRecord(Record):
 
 def write_search(folder: Path, record: SearchRecord) -> None:
     """Writes search.json; UsageError where the folder holds another search."""
+    if (folder / STUDY).exists():
+        raise UsageError(
+            f"search {record.name}", "a study of that name exists, and their runs must not be mixed", "another --name"
+        )
     path = folder / SEARCH
     if path.exists() and not read_search(folder).same_search(record):
         raise UsageError(

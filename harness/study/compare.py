@@ -11,6 +11,7 @@ from harness.core.errors import InfrastructureError, UsageError
 from harness.core.lock import declare, extended, read_lock, write_lock
 from harness.core.ports import Executor, RunState, Tracker
 from harness.core.results import RESULT, RUNS, STUDY, RunResult, read_study_spec, write_study_spec
+from harness.core.search import SEARCH
 from harness.core.spec import RunSpec, StudySpec
 from harness.study.build import run_specs
 
@@ -39,6 +40,10 @@ def prepare_folder(spec: StudySpec, results: Path, *, two_stage: bool = False) -
     """Creates or checks the study's folder; study.lock and study.yaml are written before the first run."""
     folder = results / spec.name
     make_writable(folder)
+    if (folder / SEARCH).exists():
+        raise UsageError(
+            f"study {spec.name}", "a search of that name exists, and their runs must not be mixed", "another --name"
+        )
     if (folder / STUDY).exists():
         known = read_study_spec(folder)
         lock = read_lock(folder)

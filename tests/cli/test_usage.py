@@ -114,3 +114,9 @@ def test_a_warning_is_one_line_and_said_once(capfd: pytest.CaptureFixture[str]) 
     code = "import warnings; from harness.cli import said_once; said_once(); warn = warnings.warn; warn('k'); warn('k')"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert capfd.readouterr().err == "warning: k\n"
+
+
+def test_help_begins_with_what_a_user_begins_with() -> None:
+    names = [command.name or getattr(command.callback, "__name__", "") for command in cli.app.registered_commands]
+    assert names[0] == "compare"
+    assert len(names) == len(set(names))

@@ -21,7 +21,7 @@ from harness.models.recipes import held_out, recipe
 from harness.report.tuning import build as tuning_data
 from harness.report.tuning import markdown, terminal, write_tuning
 from harness.study.build import build, parse_value
-from harness.study.compare import plan_runs, run_study
+from harness.study.compare import plan_runs, prepare_folder, run_study
 from harness.study.evidence import RunFacts
 from harness.study.importance import importances
 from harness.study.spaces import arm_of, defaults, parse_dimension, space_of
@@ -309,3 +309,14 @@ def test_two_objectives_have_a_pareto_figure(tmp_path: Path) -> None:
 def nothing_again(plan: SearchRecord, search: Search) -> tuple[Any, Any]:
     """The re-evaluation before any of its runs."""
     return final_study(plan, [search])
+
+
+def test_a_study_and_a_search_never_share_a_folder(tmp_path: Path) -> None:
+    plan = record()
+    (tmp_path / "t").mkdir()
+    write_search(tmp_path / "t", plan)
+    with pytest.raises(UsageError, match="a search of that name exists"):
+        prepare_folder(plan.final.model_copy(update={"name": "t"}), tmp_path)
+    folder = prepare_folder(plan.final.model_copy(update={"name": "s"}), tmp_path)
+    with pytest.raises(UsageError, match="a study of that name exists"):
+        write_search(folder, plan)
