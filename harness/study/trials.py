@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.storages._rdb.models import TrialModel, TrialUserAttributeModel
@@ -178,6 +178,12 @@ def _identity(study: optuna.Study, patience_s: float) -> str | None:
     return None if known is None else str(known)
 
 
+def predecessors(trial: FrozenTrial) -> set[int]:
+    """Numbers of the failed trials that this one tries again."""
+    found = {trial.user_attrs.get("retry_of"), *trial.system_attrs.get("retry_history", ())}
+    return {number for number in found if number is not None}
+
+
 def left_running(study: optuna.Study, url: str) -> list[FrozenTrial]:
     """Trials that an ended controller of a file left behind: they go on, their runs continue from their checkpoints.
 
@@ -228,7 +234,17 @@ class Heart:
         for left in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             begun = left.datetime_start
             if "arm" not in left.user_attrs and begun and (datetime.now() - begun).total_seconds() > GRACE_S:
-                self._study.tell(left.number, state=TrialState.FAIL)  # its controller died before its first beat
+                self._hand_out_again(storage, left)  # its controller died before its first beat
+
+    def _hand_out_again(self, storage: BaseHeartbeat, left: FrozenTrial) -> None:
+        """Does for a trial without any heartbeat, which Optuna never calls stale, what Optuna does for stale ones."""
+        try:
+            self._study.tell(left.number, state=TrialState.FAIL)
+        except (UpdateFinishedTrialError, ValueError):
+            return  # another controller was faster
+        callback = storage.get_heartbeat_stale_trial_callback()
+        assert callback is not None, "storages with heartbeats are opened with it"
+        callback(self._study, self._study.get_trials()[left.number])
 
 
 def note(trial: Trial, facts: Mapping[str, Any]) -> None:

@@ -24,7 +24,17 @@ from harness.study.evidence import RunFacts, attributes, cost_so_far, mean_of, r
 from harness.study.sampling import FLOOR, distribution, make_pruner, make_sampler, seen
 from harness.study.spaces import LR, LR_CHECK, arm_of, defaults
 from harness.study.spending import Limits
-from harness.study.trials import Heart, ask, file_of, left_running, note, open_study, resumed, storage_errors
+from harness.study.trials import (
+    Heart,
+    ask,
+    file_of,
+    left_running,
+    note,
+    open_study,
+    predecessors,
+    resumed,
+    storage_errors,
+)
 
 RETRIES = 2  # of a run that died, before its trial fails
 DIRECTIONS: Mapping[Objective, Literal["maximize", "minimize"]] = {
@@ -79,18 +89,19 @@ class Search:
 
     def _go_on(self) -> None:
         """Trials of an ended controller of a file go on; failed ones come again, where no other controller is at it."""
-        trials = self.study.get_trials(deepcopy=False)
-        again = {t.user_attrs.get("retry_of", t.system_attrs.get("failed_trial")) for t in trials}
-        alone = file_of(self._url) is not None or not any(t.state == TrialState.RUNNING for t in trials)
-        for t in trials if alone else ():
-            whole = len(t.params) == len(self._searched.space) and "surplus" not in t.user_attrs
-            if t.state == TrialState.FAIL and t.number not in again and whole:
-                self.study.enqueue_trial(t.params, user_attrs={**t.user_attrs, "retry_of": t.number})
         for left in left_running(self.study, self._url):
             if len(left.params) == len(self._searched.space):
                 self._start(resumed(self.study, left))
             else:  # its controller ended before all parameters were chosen
                 self.study.tell(left.number, state=TrialState.FAIL)
+        trials = self.study.get_trials(deepcopy=False)
+        again = {number for t in trials for number in predecessors(t)}
+        alone = file_of(self._url) is not None or not any(t.state == TrialState.RUNNING for t in trials)
+        for t in trials if alone else ():
+            params = {**t.system_attrs.get("fixed_params", {}), **t.params}
+            whole = len(params) == len(self._searched.space) and "surplus" not in t.user_attrs
+            if t.state == TrialState.FAIL and t.number not in again and whole:
+                self.study.enqueue_trial(params, user_attrs={**t.user_attrs, "retry_of": t.number})
 
     def _first(self) -> list[tuple[str, dict[str, Any]]]:
         recipe, space = self._record.final.recipe, self._searched.space

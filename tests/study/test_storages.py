@@ -7,7 +7,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from tests.study.surfaces import SURFACE, journal, record
 
 ROOT = Path(__file__).parents[2]
 Controller = subprocess.Popen[str]
+Url = Callable[[Path], str]  # of the storage in a folder
 FIRST = ["defaults", "lr x 0.33", "lr x 3"]
 
 
@@ -111,6 +113,33 @@ def test_trials_of_a_controller_that_died_are_tried_again_by_the_other(url: str,
     assert {t.number for t in left} <= retried
 
 
+def taken_and_left(url: str, folder: Path, plan: SearchRecord) -> None:
+    """What a controller leaves that is killed between taking the first trial and choosing its parameters."""
+    folder.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        taken = Search(url, folder, plan, plan.searched[0]).study.ask()
+    assert taken.user_attrs["what"] == "defaults"
+    assert not taken.params
+
+
+@pytest.mark.system("pg_ctl", "initdb", "python:psycopg")
+def test_the_defaults_survive_a_controller_that_died_before_its_first_heartbeat(url: str, tmp_path: Path) -> None:
+    plan = planned("early", 5)
+    taken_and_left(url, tmp_path / "t", plan)
+    assert executed(*start(url, tmp_path / "t", plan)) > 0
+    check_whole(trials_of(url, "early"), 5)
+
+
+@pytest.mark.parametrize("storage", [journal, default_storage])
+def test_the_defaults_survive_a_controller_of_a_file_that_died_early(storage: Url, tmp_path: Path) -> None:
+    plan, url = record(trials=5), storage(tmp_path / "t")
+    taken_and_left(url, tmp_path / "t", plan)
+    again = Search(url, tmp_path / "t", plan, plan.searched[0])
+    run_trials(again, PlantedExecutor(surface=SURFACE), 2, lambda s, states: None, pause_s=0.0)
+    check_whole(again.study.get_trials(), 5)
+
+
 @pytest.mark.system("pg_ctl", "initdb", "python:psycopg")
 def test_another_space_under_the_same_name_is_refused_on_a_server(url: str, tmp_path: Path) -> None:
     plan = planned("spaces", 3)
@@ -128,8 +157,7 @@ def test_a_server_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("storage", [journal, default_storage])
-def test_a_killed_controller_of_a_file_goes_on_and_a_second_one_is_refused(storage: object, tmp_path: Path) -> None:
-    assert callable(storage)
+def test_a_killed_controller_of_a_file_goes_on_and_a_second_one_is_refused(storage: Url, tmp_path: Path) -> None:
     plan, folder = record(trials=6), tmp_path / "t"
     url = storage(folder)
     [first] = start(url, folder, plan, pause_s=2.0)  # long beside what a busy machine needs to look once
