@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from algorithms.parts import quirks, routing, tdigest
+from algorithms.parts import quirks, tdigest
 from algorithms.parts.admission import MeanBetween, Mixed
 from algorithms.parts.advantages import LeaveOneOut, paid
 from algorithms.parts.exclusions import Truncated
@@ -14,6 +14,7 @@ from algorithms.parts.selection import Adaptive
 from harness.conform import records
 from harness.conform.cases import Case
 from harness.conform.losses import Outputs, advantage_input, with_returns
+from harness.core import routing
 from harness.core.masked import masked
 from harness.core.parts import AdvantageInput, ExclusionView, GroupView, PenaltyInput, RowView
 from harness.core.shapes import Int, Tensor

@@ -19,13 +19,13 @@ from algorithms.parts.kl import adapted, kl_estimate
 from algorithms.parts.multireward import NormalizeThenSum, SumThenNormalize
 from algorithms.parts.penalties import Kl
 from algorithms.parts.quirks import GaeOpenRlhf
-from algorithms.parts.routing import route
 from algorithms.parts.surrogates import Cispo, CispoCapped, Clip, TwoSided
 from harness.core.algorithm import Algorithm, override
 from harness.core.errors import UsageError
 from harness.core.parts import AdvantageInput, ExclusionView
 from harness.core.ports import TaskInfo
 from harness.core.registry import algorithm
+from harness.core.routing import route
 from harness.train.objective import batch_totals, loss_mask, policy_loss
 from tests.algorithms.batches import Batch, advantages, loss_and_gradient, make_batch, ragged
 from tests.algorithms.test_oracles import agree, lists, view_of

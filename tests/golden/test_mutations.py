@@ -20,13 +20,13 @@ from algorithms.parts import (
     quirks,
     ratios,
     rewards,
-    routing,
     selection,
     surrogates,
 )
 from harness.conform import losses, pieces
 from harness.conform.cases import case_files
 from harness.conform.check import check
+from harness.core import routing
 from harness.core.masked import masked, masked_sum
 from harness.train import objective
 

@@ -25,6 +25,29 @@ class Routes:
     experts: Int[Tensor, "N k"]  # best first; what a replay records
 
 
+def gates(
+    logits: Float[Tensor, "N E"],
+    experts: Int[Tensor, "N k"],
+    score: Score,
+    *,
+    normalise: bool = True,
+    scale: float | None = None,
+    eps: float = 1e-20,
+) -> Float[Tensor, "N k"]:
+    """Gates of the given experts from the live logits, in the type of the logits.
+
+    softmax_post: softmax over the chosen logits. softmax_pre: softmax over all logits, so that every logit receives
+    gradient. sigmoid: chosen sigmoids, over their sum + eps where they are normalised (k > 1). Computed in float32, as
+    routers are, and multiplied by `scale`.
+    """
+    chosen = _scores(logits, score).gather(1, experts)
+    if score == "softmax_post":
+        chosen = chosen.softmax(-1, dtype=torch.float32).to(logits.dtype)
+    elif score == "sigmoid" and normalise and experts.shape[1] > 1:
+        chosen = chosen / (chosen.sum(-1, keepdim=True) + eps)
+    return chosen if scale is None else chosen * scale
+
+
 def route(
     logits: Float[Tensor, "N E"],
     k: int,
@@ -37,23 +60,14 @@ def route(
 ) -> Routes:
     """Top-k gates of N tokens over E experts; with `replay`, the gates of those experts instead.
 
-    softmax_post: softmax over the chosen logits. softmax_pre: softmax over all logits, then the choice, so that every
-    logit receives gradient. sigmoid: chosen sigmoids over their sum + eps (k > 1); `bias` shifts the choice only.
-    Computed in float32, as routers are; gates are returned in the type of the logits and multiplied by `scale`.
+    `bias` shifts the choice of a sigmoid router only.
     """
-    all_scores = _scores(logits, score)
     experts = replay
     if experts is None:
-        ranked = all_scores if bias is None or score != "sigmoid" else all_scores + bias
-        experts = ranked.topk(k, dim=1).indices
-    chosen = all_scores.gather(1, experts)
-    if score == "softmax_post":
-        chosen = chosen.softmax(-1, dtype=torch.float32).to(logits.dtype)
-    elif score == "sigmoid" and k > 1:
-        chosen = chosen / (chosen.sum(-1, keepdim=True) + eps)
-    if scale is not None:
-        chosen = chosen * scale
+        ranked = _scores(logits, score)
+        experts = (ranked if bias is None or score != "sigmoid" else ranked + bias).topk(k, dim=1).indices
     used = torch.zeros_like(logits, dtype=torch.bool).scatter(1, experts, True)
+    chosen = gates(logits, experts, score, scale=scale, eps=eps)
     return Routes(gates=torch.zeros_like(logits).scatter(1, experts, chosen), used=used, experts=experts)
 
 
