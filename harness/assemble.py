@@ -18,6 +18,7 @@ from harness.core.errors import UsageError
 from harness.core.ports import Sampler, Task
 from harness.core.registry import build_task
 from harness.core.resolve import resolve
+from harness.core.routing import RouterSet, replay_mode
 from harness.core.spec import Recipe, RunSpec
 from harness.rollout.collate import collate
 from harness.rollout.collect import Collector
@@ -73,7 +74,8 @@ def assemble(spec: RunSpec) -> Assembly:
     model = load_policy(spec)
     memory = resident_mib() - sum(p.numel() * p.element_size() for p in model.policy.parameters()) / 2**20
     codec = TextCodec(model.tokenizer, spec.task.template)
-    sampler = build_sampler(spec, model, codec, task)
+    routers = load_routers(spec, algorithm, model)
+    sampler = build_sampler(spec, model, codec, task, routers)
     collector = Collector(
         task=task,
         sampler=sampler,
@@ -83,7 +85,7 @@ def assemble(spec: RunSpec) -> Assembly:
         context=model.context,
         clock=time.monotonic,
     )
-    nets = networks(spec, algorithm, model)
+    nets = networks(spec, algorithm, model, routers)
     optimizers = optimizers_of(nets, spec.recipe)
 
     def gathered(current: Algorithm, recipe: Recipe, progress: Progress) -> Gathered:
@@ -165,8 +167,25 @@ def planned_task(spec: RunSpec) -> Task:
     return task
 
 
-def networks(spec: RunSpec, algorithm: Algorithm, model: LoadedModel) -> Networks:
-    """Policy, and critic and reference by need."""
+def load_routers(spec: RunSpec, algorithm: Algorithm, model: LoadedModel) -> RouterSet | None:
+    """Those of a mixture of experts; refused where a replay needs what the model or the engine does not have."""
+    from harness.models.response_logits import has_plain_head
+    from harness.models.routers import is_moe, routers_of
+
+    has_plain_head(model.policy)  # measured now: a forward in the middle of a pass would be taken for one of its own
+    mode = replay_mode(algorithm, moe=is_moe(model.policy))
+    routers = routers_of(model.policy, needed=mode != "off")
+    if mode != "off" and spec.backend.update.compile:
+        raise UsageError(
+            f"routing_replay={mode} with backend.update.compile=true",
+            "a compiled layer keeps the routes of the batch it was compiled with",
+            "backend.update.compile=false, or routing_replay=off",
+        )
+    return routers
+
+
+def networks(spec: RunSpec, algorithm: Algorithm, model: LoadedModel, routers: RouterSet | None = None) -> Networks:
+    """Policy, and critic and reference by need; `routers` of the policy."""
     from harness.models.heads import ValueModel
     from harness.models.load import load
     from harness.models.prepare import prepare_decoder, set_attention
@@ -183,7 +202,8 @@ def networks(spec: RunSpec, algorithm: Algorithm, model: LoadedModel) -> Network
     chunk_tokens = None if update.chunk_logits else WHOLE
     if update.share_prompts:
         require_sharing(model.policy, model.pad_id, spec.model.name)
-    for network in (model.policy, critic, reference):
+    prepare_decoder(model.policy, update, routers)
+    for network in (critic, reference):
         if network is not None:
             prepare_decoder(network, update)
     return Networks(
@@ -198,6 +218,7 @@ def networks(spec: RunSpec, algorithm: Algorithm, model: LoadedModel) -> Network
         sort_by_length=update.sort_by_length,
         skip_rows=update.skip_rows,
         reuse_forward=update.reuse_forward,
+        routers=routers,
     )
 
 
@@ -209,7 +230,9 @@ def resident_mib() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def build_sampler(spec: RunSpec, model: LoadedModel, codec: TextCodec, task: Task) -> Sampler:
+def build_sampler(
+    spec: RunSpec, model: LoadedModel, codec: TextCodec, task: Task, routers: RouterSet | None = None
+) -> Sampler:
     """The rollout engine by name, imported only when asked for."""
     if spec.backend.sampler == "transformers":
         from harness.backends.samplers.transformers import TransformersSampler
@@ -221,6 +244,7 @@ def build_sampler(spec: RunSpec, model: LoadedModel, codec: TextCodec, task: Tas
             batch_tokens=spec.recipe.generation_tokens,
             stop=spec.task.template.stop,
             decode=codec.decode,
+            routers=routers,
         )
     from harness.backends.samplers.vllm.build import build_vllm
     from harness.models.response_logits import token_logps
@@ -241,4 +265,5 @@ def build_sampler(spec: RunSpec, model: LoadedModel, codec: TextCodec, task: Tas
         decode=codec.decode,
         probe=codec.encode(task.item("validation", 0).messages),
         score=score,
+        routes=routers is not None and replay_mode(resolve(spec), moe=True) == "r3",
     )

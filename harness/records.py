@@ -15,7 +15,10 @@ from harness.assemble import Assembly
 from harness.core.errors import InfrastructureError
 from harness.core.metrics import make_row
 from harness.core.results import SampleRecord
+from harness.core.routing_log import RoutingRecord
 from harness.core.types import RolloutGroup, Trajectory
+from harness.monitor.numbers import Row
+from harness.monitor.routing import routing_metrics
 from harness.monitor.sampled import count_sampled
 from harness.monitor.step import step_metrics
 from harness.train.loop import StepOutcome
@@ -24,8 +27,8 @@ READ_ROWS = 4  # training responses kept for reading per sampled step
 READ_PROMPTS = 3  # validation prompts kept for reading per evaluation: always the first ones
 
 
-def step_row(outcome: StepOutcome, parts: Assembly) -> dict[str, Any]:
-    """One row of steps.jsonl."""
+def step_row(outcome: StepOutcome, parts: Assembly, routing: Row | None = None) -> dict[str, Any]:
+    """One row of steps.jsonl; `routing`: numbers of `routing_of_step`."""
     p, gathered = outcome.progress, outcome.gathered
     new, kept = {id(g) for g in gathered.sampled}, {id(g) for g in gathered.groups}
     admitted = [g for g in gathered.groups if id(g) in new]
@@ -65,7 +68,19 @@ def step_row(outcome: StepOutcome, parts: Assembly) -> dict[str, Any]:
         "budget_fraction": parts.spec.budget.fraction(p.sampled_tokens, p.step),
         "lr": outcome.lr,
     }
-    return make_row(fields, metrics | _performance(outcome, sampled.tokens, parts))
+    return make_row(fields, metrics | (routing or {}) | _performance(outcome, sampled.tokens, parts))
+
+
+def routing_of_step(outcome: StepOutcome, parts: Assembly) -> tuple[Row, RoutingRecord | None]:
+    """Numbers and record of a step of a mixture of experts; nothing for a dense model."""
+    ready = outcome.prepared
+    if ready is None or ready.routing is None:
+        return {}, None
+    backend = parts.spec.backend
+    precise = {backend.dtype, backend.engine.dtype or backend.dtype} == {"float32"}
+    return routing_metrics(
+        ready.routing, ready.batch, outcome.old_logp, outcome.probe, step=outcome.progress.step, full_precision=precise
+    )
 
 
 def _performance(outcome: StepOutcome, sampled_tokens: int, parts: Assembly) -> dict[str, float | None]:

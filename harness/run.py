@@ -22,11 +22,14 @@ from harness.core.errors import HarnessError, InfrastructureError, UsageError
 from harness.core.provenance import collect as collect_provenance
 from harness.core.resolve import deviations
 from harness.core.results import RESULT, SPEC, EvalRecord, RunResult, RunStatus
+from harness.core.routing_log import ROUTING
 from harness.core.runwriter import RunWriter
 from harness.core.spec import RunSpec
+from harness.core.types import RolloutGroup
 from harness.evaluate.heldout import evaluate
 from harness.gate import Gate, engine_of
-from harness.records import rollout_file, step_row, train_samples, validation_samples
+from harness.probing import probing
+from harness.records import rollout_file, routing_of_step, step_row, train_samples, validation_samples
 from harness.rollout.order import held_out_prompts
 from harness.saving import Checkpoints, begin_elsewhere
 from harness.train import checkpoint
@@ -121,10 +124,15 @@ class _Run:
         for outcome in () if self.watching.over else train(self.parts.trainer, self.progress):
             self.progress = outcome.progress
             self._check_range(outcome)
-            row = step_row(outcome, self.parts)
+            numbers, routes = routing_of_step(outcome, self.parts)
+            row = step_row(outcome, self.parts, numbers)
+            if routes is not None:
+                self.writer.records(ROUTING, [routes])
             self.gate.step(outcome, row, self.parts)
             if self._evaluation_due():
-                row["perf/t_eval"] = self._validate()
+                start = time.monotonic()
+                self._validate()
+                row["perf/t_eval"] = time.monotonic() - start
                 self.writer.records("samples.jsonl", train_samples(outcome, self.parts))
                 rollout_file(self.writer.folder, outcome)
             elif self.progress.step == 1:
@@ -155,7 +163,7 @@ class _Run:
             self.writer.rewind(self.progress.step)
             self.checkpoints.reread()
             self.watching.restore(extra.get("monitor"))
-            self.parts = self.parts.calibrated(self.calibration)
+            self.parts = probing(self.parts.calibrated(self.calibration), self.writer.folder, None)
         else:
             self.writer.rewind(-1)
             self.watching.restore(None)
@@ -165,7 +173,7 @@ class _Run:
             self.parts.sampler.sync(self.progress.optimizer_steps)
             self.gate.begin(self.parts)
             self._test()
-            self._validate()
+            self.parts = probing(self.parts, self.writer.folder, self._validate())
             if self.parts.algorithm.surrogate.needs_calibration:
                 self._calibrate(measured)
         self.parts.sampler.sync(self.progress.optimizer_steps)
@@ -209,9 +217,8 @@ class _Run:
         fraction = self.spec.budget.fraction(self.progress.sampled_tokens, self.progress.step)
         return points > 0 and fraction * points >= self.evals_done
 
-    def _validate(self) -> float:
-        """Scores the validation split; returns seconds."""
-        start = time.monotonic()
+    def _validate(self) -> Sequence[RolloutGroup]:
+        """Scores the validation split."""
         e = self.spec.eval
         record, groups = self._evaluate("validation", e.prompts, e.samples)
         self.writer.evaluation(record, validation_samples(record.step, groups, self.parts))
@@ -221,7 +228,7 @@ class _Run:
         if self.checkpoints.best is None or record.score > (self.best_validation or 0.0):
             self.checkpoints.best = record.step
         self.best_validation = max(record.score, self.best_validation or 0.0)
-        return time.monotonic() - start
+        return groups
 
     def _test(self) -> float:
         """Scores the test split, once per place."""
@@ -233,7 +240,7 @@ class _Run:
         self.watching.evaluated(record)
         return record.score
 
-    def _evaluate(self, split: Any, prompts: int, samples: int) -> tuple[EvalRecord, Any]:
+    def _evaluate(self, split: Any, prompts: int, samples: int) -> tuple[EvalRecord, Sequence[RolloutGroup]]:
         collector = self.parts.collector
         if self.spec.eval.greedy:
             collector = replace(collector, temperature=0.0)

@@ -30,6 +30,10 @@ class Token(Ratio):
     kind: ClassVar[str] = "token"
     guard: float | None = Field(default=20.0, gt=0.0)
 
+    @property
+    def per_token(self) -> bool:
+        return True
+
     def __call__(
         self, logp: Float[Tensor, "B T"], old_logp: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]
     ) -> Float[Tensor, "B T"]:

@@ -39,6 +39,7 @@ SLOTS: dict[str, type[Part]] = {
     "penalties": Penalty,
 }
 MANY = ("exclusions", "rewards", "penalties")  # slots that hold any number of parts, addressed by kind
+SCALARS = ("siblings", "old_logp", "prompts_factor", "routing_replay")
 INNER = tuple(slot for slot in SLOTS if slot not in MANY)  # a part's field of this name holds a part of that slot
 
 
@@ -64,6 +65,8 @@ class Algorithm(BaseModel):
         "train"  # whose log-probs the ratio divides by: the trainer's, the sampler's
     )
     prompts_factor: int = 1  # prompts per rollout batch, relative to the recipe (PPO without siblings: G)
+    # whose expert choices an update of a mixture of experts replays; auto: see harness.core.routing.replay_mode
+    routing_replay: Literal["auto", "off", "r2", "r3"] = "auto"
 
     @field_validator(*(s for s in SLOTS if s not in MANY), mode="before")
     @classmethod
@@ -201,7 +204,7 @@ def _field_error(where: str, error: ValidationError, fields: list[str]) -> Usage
 
 def leaves(algorithm: Algorithm) -> dict[str, Any]:
     """Dotted path -> value of everything that can be overridden; the kind of a slot stands at the slot's path."""
-    flat: dict[str, Any] = {name: getattr(algorithm, name) for name in ("siblings", "old_logp", "prompts_factor")}
+    flat: dict[str, Any] = {name: getattr(algorithm, name) for name in SCALARS}
     for slot in SLOTS:
         value = getattr(algorithm, slot)
         if slot in MANY:

@@ -33,6 +33,7 @@ class Metric:
 _ON_POLICY = "one update per rollout batch: the weights are the old policy's, so the ratio is 1 by construction"
 _NO_CLIP = "the surrogate does not clip; or " + _ON_POLICY
 _DENSE = "dense model"
+_TOLD = "dense model, or a sampler that does not tell its routes"
 _REF = "no reference pass in this step"
 _CRITIC = "the algorithm has no critic"
 _NO_UPDATE = "no row of the batch has an advantage, so no optimizer step was taken"
@@ -342,15 +343,38 @@ MISMATCH = tuple(
     )
 )  # fmt: skip
 
+MOE_CHANGES = tuple(
+    Metric(key=f"moe/{key}", formula=formula, unit="fraction", aggregation=agg, when="update", doc=doc,
+           not_applicable="dense model, or one update per rollout batch: its routes are the old policy's")
+    for key, formula, agg, doc in (
+        ("selections_changed", "choices of the new policy that are not among the old one's, on the batch",
+         "mean over layers and tokens",
+         "What the new policy would choose by itself, also where a replay overrules it."),
+        ("tokens_changed", "tokens with any such choice in any layer", "tok",
+         "Grows with depth and k; never compare it with selections_changed."),
+    )
+)  # fmt: skip
+
 MOE = tuple(
-    Metric(key=f"moe/{key}", formula=formula, unit=unit, aggregation="layers", when="rollout", not_applicable=_DENSE,
-           prime_rl=prime)
-    for key, formula, unit, prime in (
-        ("expert_change", "1 - |E_new & E_old| / k on fixed probe tokens, around one optimizer step", "fraction", None),
-        ("max_vio", "(max load - balanced) / balanced", "x", "max_vio/mean"),
-        ("load_cv", "SD / mean of expert loads", "1", None),
-        ("dead_experts", "share of experts with < 1 % of their fair share", "fraction", None),
-        ("route_entropy", "H / log E of expert loads", "[0, 1]", None),
+    Metric(key=f"moe/{key}", formula=formula, unit=unit, aggregation=agg, when="rollout", not_applicable=na,
+           prime_rl=prime, doc=doc)
+    for key, formula, unit, agg, na, prime, doc in (
+        ("expert_change", "1 - |E_new & E_old| / k on fixed probe tokens, around one optimizer step", "fraction",
+         "mean over layers and tokens", _DENSE, None, "The tokens are responses of the initial policy."),
+        ("expert_change_total", "the same before this step, against the initial policy", "fraction",
+         "mean over layers and tokens", _DENSE, None, ""),
+        ("sampler_selections", "choices of the trainer that are not among the sampler's, same weights", "fraction",
+         "mean over layers and tokens", _TOLD, None, "0 but for ties where both are one model in float32."),
+        ("sampler_tokens", "tokens with any such choice in any layer", "fraction", "tok", _TOLD, None, ""),
+        ("gap_tokens", "tokens with |e| > 1e-3 nats though engine and trainer compute in float32", "tokens", "count",
+         _DENSE + ", or a lower precision", None, "routing.jsonl lists them with the routers' margins."),
+        ("replay_bytes", "tokens x layers x k x size of an index, of the step's routes", "bytes", "sum", _DENSE, None,
+         "0 where nothing is replayed."),
+        ("max_vio", "(max load - balanced) / balanced", "x", "worst layer", _DENSE, "max_vio/mean", ""),
+        ("load_cv", "SD / mean of expert loads", "1", "worst layer", _DENSE, None, ""),
+        ("dead_experts", "share of experts with < 1 % of their fair share", "fraction", "worst layer", _DENSE, None,
+         ""),
+        ("route_entropy", "H / log E of expert loads", "[0, 1]", "worst layer", _DENSE, None, ""),
     )
 )  # fmt: skip
 
@@ -411,5 +435,5 @@ HEALTH = tuple(
 
 METRICS: tuple[Metric, ...] = (
     *REWARD, *ENTROPY, *KL_REF, *LENGTH, *TEXT, *ADVANTAGE, *VALUE, *RATIO, *KL_OLD, *CLIP, *UPDATE, *MISMATCH,
-    *MOE, *PERF, *BUDGET, *HEALTH,
+    *MOE_CHANGES, *MOE, *PERF, *BUDGET, *HEALTH,
 )  # fmt: skip

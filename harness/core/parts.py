@@ -242,6 +242,11 @@ class Ratio(Part):
 
     slot: ClassVar[str] = "ratio"
 
+    @property
+    def per_token(self) -> bool:
+        """Whether every token has a ratio of its own, whose noise no average over the row damps."""
+        return False
+
     @abstractmethod
     def __call__(
         self, logp: Float[Tensor, "B T"], old_logp: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]

@@ -6,14 +6,68 @@ gradient, but only through the replayed experts. Source: GSPO section 5.3; verl'
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import torch
 
+from harness.core.algorithm import Algorithm
 from harness.core.shapes import Bool, Float, Int, Tensor
 
 Score = Literal["softmax_post", "softmax_pre", "sigmoid"]
+Replay = Literal["off", "r2", "r3"]
+"""Whose choice an update replays: nobody's; the trainer's under the old weights; the sampler's."""
+INDEX = torch.int16  # of a kept expert
+UNKNOWN = -1  # where none was recorded
+
+
+def replay_mode(algorithm: Algorithm, *, moe: bool) -> Replay:
+    """What `auto` means: r2 for token-level ratios on a mixture of experts, off for sequence ratios and dense models.
+
+    Source: GSPO (2507.18071) section 5.3, which trains GRPO with replay and GSPO without.
+    """
+    if algorithm.routing_replay != "auto":
+        return algorithm.routing_replay
+    return "r2" if moe and algorithm.ratio.per_token else "off"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """One router call: what a layer makes of N tokens by itself."""
+
+    layer: int  # counted over the layers that have a router
+    logits: Float[Tensor, "N E"]
+    experts: Int[Tensor, "N k"]
+
+
+class Pass(Protocol):
+    """What a forward does with routing."""
+
+    @property
+    def own_gates(self) -> bool:
+        """Whether the gates are computed by `gates`; else the router's own output stands, bit by bit."""
+
+    def route(self, chosen: Chosen) -> Int[Tensor, "N k"]:
+        """Takes note of a natural choice; returns the experts to use."""
+
+    def again(self) -> Pass | None:
+        """For activations that are recomputed: the same routes, and nothing is noted twice."""
+
+
+class RouterSet(Protocol):
+    """The routers of a policy; all layers have as many experts and choose as many."""
+
+    num_layers: int
+    num_experts: int
+    top_k: int
+
+    def under(self, this: Pass | None) -> AbstractContextManager[None]:
+        """Forwards inside follow `this`."""
+
+    def recompute(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """For a checkpointed layer: contexts of its forward, and of the same forward in the backward pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +133,50 @@ def _scores(logits: Float[Tensor, "N E"], score: Score) -> Float[Tensor, "N E"]:
             return logits.softmax(-1, dtype=torch.float32).to(logits.dtype)
         case "sigmoid":
             return logits.float().sigmoid().to(logits.dtype)
+
+
+@dataclass(slots=True)
+class _Seen:
+    """The natural choices of one forward, which are used as they are."""
+
+    own_gates: bool = False
+    layers: list[Tensor] = field(default_factory=list)
+
+    def route(self, chosen: Chosen) -> Int[Tensor, "N k"]:
+        self.layers.append(chosen.experts.to(INDEX))
+        return chosen.experts
+
+    def again(self) -> Pass | None:
+        return None
+
+
+class Watched:
+    """Routes of a model's last forward."""
+
+    def __init__(self, routers: RouterSet) -> None:
+        self.routers = routers
+        self.last: Tensor = torch.empty(0, dtype=INDEX)  # [tokens, layers, k], flat as the forward's input
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Watches the one forward inside."""
+        seen = _Seen()
+        with self.routers.under(seen):
+            yield
+        self.last = torch.stack(seen.layers, dim=1)
+
+
+def new_experts(chosen: Int[Tensor, "... k"], before: Int[Tensor, "... k"]) -> Int[Tensor, "..."]:
+    """k - |chosen & before|, in whatever order they are."""
+    kept = (chosen[..., :, None] == before[..., None, :]).any(-1).sum(-1)
+    return chosen.shape[-1] - kept
+
+
+def extended(known: Tensor | None, found: Tensor | None) -> Tensor | None:
+    """Routes as each token took them when it was read first; what continues a text reads its beginning again."""
+    if known is None or found is None:
+        return found
+    return torch.cat([known, found[len(known) :]])
 
 
 def changed_tokens(a: Bool[Tensor, "N E"], b: Bool[Tensor, "N E"]) -> Float[Tensor, ""]:

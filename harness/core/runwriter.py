@@ -28,6 +28,7 @@ from harness.core.results import (
     truncate_after,
     write_atomic,
 )
+from harness.core.routing_log import ROUTING
 from harness.core.spec import RunSpec
 
 LOCK_WAIT_S = 60.0  # an interrupted predecessor finishes its step first
@@ -48,7 +49,7 @@ class RunWriter:
 
     def rewind(self, step: int) -> None:
         """Forgets what was written after `step` (-1: everything), before continuing from that checkpoint."""
-        for name in (STEPS, EVENTS, EVALS, SAMPLES):
+        for name in (STEPS, EVENTS, EVALS, SAMPLES, ROUTING):
             truncate_after(self.folder / name, step)
 
     def row(self, row: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ from harness.core.results import (
     ValidityRecord,
     write_atomic,
 )
+from harness.core.routing_log import RoutingRecord
 from harness.core.search import SearchRecord
 from harness.core.spec import RunSpec, StudySpec
 
@@ -39,6 +40,7 @@ _MODELS: dict[str, tuple[type[BaseModel], str]] = {
     "evals": (EvalRecord, "one line of evals.jsonl"),
     "events": (EventRecord, "one line of events.jsonl"),
     "samples": (SampleRecord, "one line of samples.jsonl"),
+    "routing": (RoutingRecord, "one line of routing.jsonl, of a mixture of experts"),
     "benchmarks": (BenchmarkRecord, "benchmarks.json, and eval.json of an evaluation"),
     "microscope": (Microscope, "microscope.json"),
     "ablation": (Ablation, "ablation.json of an ablation"),

@@ -42,7 +42,7 @@ class Completion:
     entropy: tuple[float, ...] | None  # exact entropy in nats of each position, where the sampler can tell
     segments: tuple[tuple[int, int], ...]  # (number of tokens, policy version) in order
     finish_reason: FinishReason  # "stop": an end token or stop string; "length": cut at the limit
-    routes: Tensor | None = None  # routed experts [T, layers, k] of an MoE, optional
+    routes: Tensor | None = None  # experts [prompt + T - 1, layers, k] of the tokens that were read, of an MoE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +100,7 @@ class Trajectory:
     grade: Grade
     credit: tuple[tuple[int, float], ...] = ()  # (index of the step's last token, reward)
     turns: tuple[tuple[int, float], ...] = ()  # (index of the turn's last token, reward); empty where a task has one
+    routes: Tensor | None = None  # experts [prompt + response - 1, layers, k], where the sampler tells
 
     @property
     def num_tokens(self) -> int:

@@ -8,6 +8,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from harness.core.errors import UsageError
+from harness.core.routing import RouterSet
 from harness.core.spec import LoraSpec, UpdateSpec
 from harness.models import attention
 from harness.models.shared_prompts import decoder_of
@@ -30,17 +31,17 @@ def set_attention(policy: PreTrainedModel, name: str) -> None:
         ) from None
 
 
-def prepare_decoder(model: nn.Module, update: UpdateSpec) -> None:
-    """Applies the choices about a decoder to a policy, reference or value model, in place."""
+def prepare_decoder(model: nn.Module, update: UpdateSpec, routers: RouterSet | None = None) -> None:
+    """Applies the choices about a decoder to a policy (with its routers), reference or value model, in place."""
     decoder = cast("PreTrainedModel", decoder_of(model))
     if update.checkpoint_activations:
-        _checkpoint(decoder, update)
+        _checkpoint(decoder, update, routers)
     if update.compile:
         for layer in _layers(decoder):
             layer.compile(dynamic=True)
 
 
-def _checkpoint(decoder: PreTrainedModel, update: UpdateSpec) -> None:
+def _checkpoint(decoder: PreTrainedModel, update: UpdateSpec, routers: RouterSet | None) -> None:
     """Every layer keeps its input only and runs again in the backward pass.
 
     transformers does so in training mode alone; the layer's own flag is set, its children stay in evaluation mode, so
@@ -57,7 +58,8 @@ def _checkpoint(decoder: PreTrainedModel, update: UpdateSpec) -> None:
             "backend.update.checkpoint_activations=false"
             + ("" if known else ", or backend.update.share_prompts=false, or transformers 5.19"),
         )
-    decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    options = {} if routers is None else {"context_fn": routers.recompute}
+    decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, **options})
     for layer in layers:
         layer.training = True
         cast("Any", layer)._can_checkpoint_with_cache = True  # ours are never written twice

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from harness.core.errors import UsageError
-from harness.core.routing import Score, gates
-from harness.core.shapes import Float, Int, Tensor
+from harness.core.routing import Chosen, Pass, Score, gates
+from harness.core.shapes import Tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,24 +44,6 @@ RULES: dict[str, Rule] = {}
 """Rules by the class name of a router, for those whose gates no trial explains."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
-    """One router call: natural choice of N tokens in one layer."""
-
-    layer: int
-    logits: Float[Tensor, "N E"]
-    experts: Int[Tensor, "N k"]
-
-
-class Pass(Protocol):
-    """What a forward does with routing."""
-
-    own_gates: bool  # gates by our rule, whether the choice is free or replayed
-
-    def route(self, chosen: Chosen) -> Int[Tensor, "N k"]:
-        """Takes note of a layer's natural choice; returns the experts to use."""
-
-
 class Routers:
     """The routers of a policy, in layer order."""
 
@@ -77,14 +59,10 @@ class Routers:
                 "a model whose routers are alike, or routing_replay=off",
             )
         self.num_experts, self.top_k = shapes.pop()
+        self.num_layers = len(self._modules)
         self._pass: Pass | None = None
         for layer, found in enumerate(self._modules):
             found.module.register_forward_hook(self._hook(layer, found.rule))
-
-    @property
-    def num_layers(self) -> int:
-        """Layers with a router."""
-        return len(self._modules)
 
     @contextmanager
     def under(self, this: Pass | None) -> Iterator[None]:
@@ -96,8 +74,8 @@ class Routers:
             self._pass = before
 
     def recompute(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """For activation checkpointing: a layer that runs again follows the pass it ran under first."""
-        return nullcontext(), self.under(self._pass)
+        """For activation checkpointing: a layer that runs again takes the routes that it took first."""
+        return nullcontext(), self.under(None if self._pass is None else self._pass.again())
 
     def _hook(self, layer: int, rule: Rule | None) -> Callable[..., Any]:
         def hook(module: nn.Module, arguments: Any, output: Any) -> Any:

@@ -23,7 +23,13 @@ SLOTS = (
     "updates",
 )
 # shown where an arm has another value
-EXTRA = {"prompts_factor": 1, "old_logp": "train", "exclusions": [], "correction": {"kind": "none"}}
+EXTRA = {
+    "prompts_factor": 1,
+    "old_logp": "train",
+    "routing_replay": "auto",
+    "exclusions": [],
+    "correction": {"kind": "none"},
+}
 
 
 def resolved(runs: Mapping[str, Sequence[RunFolder]]) -> dict[str, dict[str, Any]]:

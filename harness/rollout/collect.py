@@ -138,6 +138,7 @@ class Collector:
             text=text,
             grade=grade,
             credit=credit,
+            routes=done.routes,
         )
 
 

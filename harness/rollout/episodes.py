@@ -8,6 +8,8 @@ from typing import Any
 
 from harness.core.errors import UsageError
 from harness.core.ports import SampleRequest, Task, Turn
+from harness.core.routing import extended
+from harness.core.shapes import Tensor
 from harness.core.types import Completion, Done, FinishReason, Grade, Observation, Prompt, Trajectory
 from harness.rollout.codec import Codec, last_token, token_ends
 
@@ -32,6 +34,7 @@ class Episode:
     starts: list[int] = field(default_factory=list)  # first token of each turn
     texts: list[str] = field(default_factory=list)  # of the turns
     shown: list[str] = field(default_factory=list)  # turns and replies
+    routes: Tensor | None = None  # of the tokens read so far
     finish_reason: FinishReason = "stop"
     grade: Grade | None = None
 
@@ -52,6 +55,7 @@ class Episode:
         self.texts.append(text)
         self.shown.append(text)
         self.finish_reason = done.finish_reason
+        self.routes = extended(self.routes, done.routes)
 
     def see(self, reply: Observation, tokens: Sequence[int]) -> None:
         """Appends the environment's reply, which is masked out."""
@@ -143,6 +147,7 @@ def trajectory(episode: Episode, codec: Codec, piece: Callable[[int], str]) -> T
         grade=grade,
         credit=_credit(episode, grade, codec, piece),
         turns=(*episode.ends, (len(episode.ids) - 1, rest)),
+        routes=episode.routes,
     )
 
 

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 from harness.core.ablation import KINDS, WITH, WITHOUT, Ablation, Design, Factor, Level
-from harness.core.algorithm import MANY, SLOTS, Algorithm, leaves, override
+from harness.core.algorithm import MANY, SCALARS, SLOTS, Algorithm, leaves, override
 from harness.core.errors import UsageError, near
 from harness.core.registry import algorithm as preset
 from harness.core.resolve import resolve_algorithm
@@ -248,7 +248,7 @@ def factors_between(a: str, b: str, roster: Roster, recipe: Recipe) -> tuple[Fac
     """One factor per slot in which two arms differ, from a's part to b's; levels are changes of b."""
     left, right = (_record(name, roster, recipe) for name in (a, b))
     found = []
-    for slot in ("siblings", "old_logp", "prompts_factor", *SLOTS):
+    for slot in (*SCALARS, *SLOTS):
         if getattr(left, slot) != getattr(right, slot):
             found.append(_factor(slot, {slot: _value(left, slot)}, a, b))
     old, new = leaves(left), leaves(right)

@@ -16,6 +16,7 @@ from harness.core.types import RolloutBatch, RolloutGroup, UpdateTrace
 from harness.train.networks import Networks
 from harness.train.optimizer import learning_rate
 from harness.train.prepare import Prepared, TaskFacts, prepare
+from harness.train.probe import ProbeSeen, RouteProbe, compared
 from harness.train.update import Optimizers, Plan, Rates, old_logps, plan_updates, update
 
 SHUFFLE = 11  # stream of the mini-batch order
@@ -76,6 +77,7 @@ class Trainer:
     sync: Callable[[int], None]  # weights -> sampler, stamped with a policy version
     clock: Callable[[], float]
     plan: Callable[[Prepared, Algorithm, tuple[int, ...]], Plan] = plan_updates  # rows of each optimizer step
+    probe: RouteProbe | None = None  # of a mixture of experts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,7 @@ class StepOutcome:
     moved: tuple[float, float] | None  # (||theta' - theta||, ||theta||) over the step, where measured
     history: Mapping[str, tuple[float, ...]]  # what the selection knew before this batch, by the name of its state
     seconds: Mapping[str, float] = field(default_factory=dict)  # by phase
+    probe: ProbeSeen | None = None  # around the first optimizer step
 
 
 def train(trainer: Trainer, progress: Progress) -> Iterator[StepOutcome]:
@@ -154,6 +157,7 @@ def one_step(trainer: Trainer, progress: Progress, fraction: float) -> StepOutco
         moved=trainer.optimizers.policy.moved(),
         history={} if state is None else {state: progress.history},
         seconds={**seconds, **trained.seconds},
+        probe=trained.probe,
     )
 
 
@@ -171,6 +175,7 @@ class _Trained:
     traces: Sequence[UpdateTrace] = ()
     critic_skipped: int = 0
     tokens: int = 0  # in the backward passes
+    probe: ProbeSeen | None = None
     seconds: Mapping[str, float] = field(default_factory=lambda: {"prepare": 0.0, "logp": 0.0, "update": 0.0})
 
 
@@ -196,19 +201,16 @@ def _train_on(
     else:
         old = old_logps(prepared, plan, algorithm, nets).clone()
     logged = trainer.clock()
-    steps = [
-        *update(
-            prepared,
-            algorithm,
-            nets,
-            trainer.optimizers,
-            rates,
-            old,
-            plan,
-            actor_frozen=frozen,
-            width=facts.limit,
-        )
-    ]
+    probe, policy = trainer.probe, nets.policy
+    before = None if probe is None or frozen else probe.look(policy)
+    seen: ProbeSeen | None = None
+    steps = []
+    for done in update(
+        prepared, algorithm, nets, trainer.optimizers, rates, old, plan, actor_frozen=frozen, width=facts.limit
+    ):
+        steps.append(done)
+        if probe is not None and before is not None and seen is None and done.policy is not None:
+            seen = compared(probe, before, probe.look(policy))
     traces = [done.policy for done in steps if done.policy is not None]
     return _Trained(
         prepared=prepared,
@@ -216,6 +218,7 @@ def _train_on(
         traces=traces,
         critic_skipped=sum(done.critic is not None and not done.critic.finite for done in steps),
         tokens=sum(int(trace.mask.sum()) for trace in traces),
+        probe=seen,
         seconds={"prepare": ready - start, "logp": logged - ready, "update": trainer.clock() - logged},
     )
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import nn
 
+from harness.core.routing import RouterSet
 from harness.core.shapes import Bool, Float, Int, Tensor
 from harness.core.types import RolloutBatch
+from harness.train.routes import Follow, Place
 
 MAX_PADDING = 0.08  # of a piece's positions, once it is large enough to keep the machine busy
 
@@ -71,6 +74,7 @@ class Networks:
     sort_by_length: bool = True
     skip_rows: bool = True  # rows that cannot contribute are left out of the update
     reuse_forward: bool = True  # the first update's forward gives its own old log-probs
+    routers: RouterSet | None = None  # of a policy that is a mixture of experts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +125,7 @@ class MicroBatch:
     response_ids: Int[Tensor, "b T"]
     mask: Bool[Tensor, "b T"]
     prompt: Int[Tensor, "b"]  # index among the block's prompts
+    starts: Int[Tensor, "b"]  # tokens of each row's prompt
 
     def spread(self, flat: Float[Tensor, "n"]) -> Float[Tensor, "b T"]:
         """Puts flat token values back into `[b, T]`, 0 elsewhere."""
@@ -134,6 +139,7 @@ class Block:
 
     micros: tuple[MicroBatch, ...]
     prompts: tuple[tuple[int, ...], ...] = ()
+    owners: tuple[int, ...] = ()  # a row of each prompt
 
 
 def blocks(rows: Rows, wanted: Sequence[int], nets: Networks) -> Iterator[Block]:
@@ -151,7 +157,8 @@ def blocks(rows: Rows, wanted: Sequence[int], nets: Networks) -> Iterator[Block]
         place = {prompt: i for i, prompt in enumerate(together)}
         mine = [i for i in wanted if rows.prompt[i] in place]
         micros = tuple(micro_batches(rows, mine, nets.micro_batch_tokens, sort=nets.sort_by_length, place=place))
-        yield Block(micros=micros, prompts=tuple(rows.prompts[p] for p in together))
+        owners = tuple(rows.prompt.index(p) for p in together)
+        yield Block(micros=micros, prompts=tuple(rows.prompts[p] for p in together), owners=owners)
 
 
 def micro_batches(
@@ -215,14 +222,19 @@ def _slice(rows: Rows, part: list[int], place: Mapping[int, int] | None) -> Micr
         response_ids=rows.response_ids[index, :width],
         mask=rows.mask[index, :width],
         prompt=torch.tensor([0 if place is None else place[rows.prompt[i]] for i in part], device=device),
+        starts=torch.tensor([len(rows.prompts[rows.prompt[i]]) for i in part], device=device),
     )
 
 
-def run_prompts(nets: Networks, model: nn.Module, block: Block) -> SharedPrompts | None:
+def run_prompts(nets: Networks, model: nn.Module, block: Block, follow: Follow | None = None) -> SharedPrompts | None:
     """The block's prompts under `model`; None where each row runs its own."""
     if nets.run_prompts is None or not block.prompts:
         return None
-    return nets.run_prompts(model, block.prompts, nets.pad_id)
+    device = block.micros[0].mask.device
+    owners = torch.tensor(block.owners, device=device)
+    width = max(len(p) for p in block.prompts)
+    with _routed(nets, follow, Place(rows=owners, first=torch.zeros_like(owners), width=width, prompts=True)):
+        return nets.run_prompts(model, block.prompts, nets.pad_id)
 
 
 def policy_logps(
@@ -232,17 +244,28 @@ def policy_logps(
     prompts: SharedPrompts | None = None,
     *,
     with_entropy: bool = False,
+    follow: Follow | None = None,
 ) -> tuple[Float[Tensor, "b T"], Float[Tensor, "b T"] | None]:
-    """Log-probs of a micro-batch under `model`, and entropies on request."""
+    """Log-probs of a micro-batch under `model`, and entropies on request; `follow`: its routes through experts."""
     if prompts is not None:
-        logp, entropy = prompts.logps(
-            micro.prompt, micro.response_ids, micro.mask, temperature=nets.temperature, with_entropy=with_entropy
-        )
+        place = Place(rows=micro.rows, first=micro.starts, width=micro.response_ids.shape[1] - 1)
+        with _routed(nets, follow, place):
+            logp, entropy = prompts.logps(
+                micro.prompt, micro.response_ids, micro.mask, temperature=nets.temperature, with_entropy=with_entropy
+            )
     else:
-        logp, entropy = nets.token_logps(
-            model, micro.input_ids, micro.select, temperature=nets.temperature, with_entropy=with_entropy
-        )
+        place = Place(rows=micro.rows, first=torch.zeros_like(micro.starts), width=micro.input_ids.shape[1])
+        with _routed(nets, follow, place):
+            logp, entropy = nets.token_logps(
+                model, micro.input_ids, micro.select, temperature=nets.temperature, with_entropy=with_entropy
+            )
     return micro.spread(logp), None if entropy is None else micro.spread(entropy)
+
+
+def _routed(nets: Networks, follow: Follow | None, place: Place) -> AbstractContextManager[None]:
+    if follow is None or nets.routers is None:
+        return nullcontext()
+    return nets.routers.under(follow(place))
 
 
 def critic_values(critic: nn.Module, micro: MicroBatch, prompts: SharedPrompts | None = None) -> Float[Tensor, "b T"]:
@@ -254,13 +277,15 @@ def critic_values(critic: nn.Module, micro: MicroBatch, prompts: SharedPrompts |
 
 
 @torch.no_grad()
-def no_grad_logps(nets: Networks, model: nn.Module, rows: Rows, wanted: Sequence[int]) -> Float[Tensor, "B T"]:
+def no_grad_logps(
+    nets: Networks, model: nn.Module, rows: Rows, wanted: Sequence[int], follow: Follow | None = None
+) -> Float[Tensor, "B T"]:
     """Log-probs of the wanted rows `[B, T]`; 0 in the others."""
     result = torch.zeros(rows.mask.shape, device=rows.mask.device)
     for block in blocks(rows, wanted, nets):
-        prompts = run_prompts(nets, model, block)
+        prompts = run_prompts(nets, model, block, follow)
         for micro in block.micros:
-            logp, _ = policy_logps(nets, model, micro, prompts)
+            logp, _ = policy_logps(nets, model, micro, prompts, follow=follow)
             result[micro.rows, : logp.shape[1]] = logp
     return result
 

@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from harness.core.algorithm import Algorithm
+from harness.core.errors import UsageError
 from harness.core.parts import AdvantageInput, Advantages, ExclusionView, RowView
 from harness.core.randomness import counter, uniforms
+from harness.core.routing import replay_mode
 from harness.core.shapes import Bool, Float, Tensor
 from harness.core.types import RolloutBatch
 from harness.train.networks import Networks, Rows, as_rows, no_grad_logps, no_grad_values
 from harness.train.objective import loss_mask, next_penalty_weight, token_rewards
+from harness.train.routes import Routing, routing_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +34,7 @@ class Prepared:
     old_logp: Float[Tensor, "B T"] | None  # where the advantages already needed it
     history: tuple[float, ...]  # the selector's state afterwards
     penalty_weight: float | None  # the adaptive controller's, for the next batch
+    routing: Routing | None = None  # of a mixture of experts
 
     @property
     def contributing(self) -> Bool[Tensor, "B"]:
@@ -74,12 +78,14 @@ def prepare(
     selected = algorithm.selection(view, history)
     mask, counted = loss_mask(algorithm, batch.mask, ExclusionView(kept=selected.kept, truncated=batch.truncated))
     rows = as_rows(batch if mask is batch.mask else replace(batch, mask=mask), nets.pad_id)
+    routing = _routing(batch, rows, algorithm, nets)
     everything = range(batch.num_rows)
     needs_old = any(p.in_reward for p in algorithm.penalties)
     old = known.old_logp
     if old is None and needs_old:
         sampled = algorithm.old_logp == "rollout"
-        old = batch.behaviour_logp if sampled else no_grad_logps(nets, nets.policy, rows, everything)
+        follow = None if routing is None else routing.recording()
+        old = batch.behaviour_logp if sampled else no_grad_logps(nets, nets.policy, rows, everything, follow)
     ref = no_grad_logps(nets, nets.reference, rows, everything) if nets.reference is not None else None
     values = known.values
     if values is None and nets.critic is not None:
@@ -112,6 +118,28 @@ def prepare(
         old_logp=old,
         history=selected.history,
         penalty_weight=None if old is None else next_penalty_weight(algorithm, old, ref, mask),
+        routing=routing,
+    )
+
+
+def _routing(batch: RolloutBatch, rows: Rows, algorithm: Algorithm, nets: Networks) -> Routing | None:
+    mode = replay_mode(algorithm, moe=nets.routers is not None)
+    if nets.routers is None:
+        if mode != "off":
+            raise UsageError(
+                f"routing_replay={mode} on a dense model",
+                "no router chooses anything that could be replayed",
+                "routing_replay=off, or a mixture of experts (e.g. --model tiny-moe)",
+            )
+        return None
+    return routing_of(
+        nets.routers,
+        mode,
+        prompt_ids=batch.prompt_ids,
+        mask=batch.mask,
+        lengths=rows.lengths,
+        width=rows.input_ids.shape[1],
+        sampled=[t.routes for t in batch.trajectories],
     )
 
 

@@ -26,6 +26,7 @@ from harness.train.networks import (
 from harness.train.objective import batch_totals, micro_totals, policy_loss, ratio_base, rollout_weights
 from harness.train.optimizer import Optimizer, OptimizerStep
 from harness.train.prepare import Prepared
+from harness.train.routes import Follow, Routing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,14 +77,18 @@ def old_logps(prepared: Prepared, plan: Plan, algorithm: Algorithm, nets: Networ
     batch. That is the policy which sampled the batch, but for rows that were carried over from an earlier step: theirs
     are computed anew like all others. The first mini-batch is updated under those very weights, so its update forward
     supplies them: with one update per rollout batch there is no extra pass at all, and its ratios are exactly 1.
+    Where the trainer's routes are replayed (r2), the pass is made in any case: it records them.
     """
-    if prepared.old_logp is not None:
-        return prepared.old_logp
-    if algorithm.old_logp == "rollout":
-        return prepared.batch.behaviour_logp
+    routing, known = prepared.routing, prepared.old_logp
+    if known is None and algorithm.old_logp == "rollout":
+        known = prepared.batch.behaviour_logp
+    if known is not None and (routing is None or routing.mode != "r2" or routing.recorded):
+        return known
     later = {r for rows in plan.mini_batches[int(nets.reuse_forward) : plan.first_epoch] for r in rows}
     wanted = [r for r in trained_rows(prepared, algorithm, nets) if r in later]
-    return no_grad_logps(nets, nets.policy, prepared.rows, wanted)
+    follow = None if routing is None else routing.recording()
+    found = no_grad_logps(nets, nets.policy, prepared.rows, wanted, follow)
+    return found if known is None else known
 
 
 def trained_rows(prepared: Prepared, algorithm: Algorithm, nets: Networks) -> list[int]:
@@ -170,10 +175,11 @@ def _policy_step(
     seen: list[_Seen] = []
     todo = list(blocks(prepared.rows, step.rows, nets))
     step = replace(step, totals=replace(step.totals, micro_batches=float(sum(len(b.micros) for b in todo))))
+    follow = _follow(prepared.routing, step)
     for block in todo:
-        prompts = run_prompts(nets, nets.policy, block)
+        prompts = run_prompts(nets, nets.policy, block, follow)
         for micro in block.micros:
-            output, logp, old_part = _forward(prepared, algorithm, nets, micro, prompts, step, old)
+            output, logp, old_part = _forward(prepared, algorithm, nets, micro, prompts, step, old, follow)
             output.loss.backward()
             if step.own_base:
                 old[micro.rows, : old_part.shape[1]] = old_part
@@ -182,6 +188,13 @@ def _policy_step(
             prompts.backward()
     done = optimizer.step(lr, finite=all(bool(s.output.finite) for s in seen))
     return _trace(prepared, algorithm, seen, done, step.on_policy, critic)
+
+
+def _follow(routing: Routing | None, step: _Step) -> Follow | None:
+    """Forwards under the old weights record, those of later optimizer steps replay or compare."""
+    if routing is None:
+        return None
+    return routing.recording() if step.own_base else routing.updating()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,11 +213,12 @@ def _forward(
     prompts: SharedPrompts | None,
     step: _Step,
     old: Float[Tensor, "B T"],
+    follow: Follow | None,
 ) -> tuple[LossOutput, Tensor, Tensor]:
     width = micro.mask.shape[1]
     places = torch.tensor([step.place[r] for r in micro.rows.tolist()], device=micro.mask.device)
     needs_entropy = "entropy" in algorithm.needs
-    logp, entropy = policy_logps(nets, nets.policy, micro, prompts, with_entropy=needs_entropy)
+    logp, entropy = policy_logps(nets, nets.policy, micro, prompts, with_entropy=needs_entropy, follow=follow)
     behaviour = prepared.batch.behaviour_logp[micro.rows, :width]
     old_part = ratio_base(algorithm, logp.detach() if step.own_base else old[micro.rows, :width], behaviour)
     output = policy_loss(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from harness.core.errors import UsageError
+from harness.core.routing import Watched
 from harness.core.shapes import Bool, Float, Int, Tensor
 
 
 class Decoder(Protocol):
     """A model with the state of the responses under way, one line of the batch each."""
+
+    prompt_routes: list[Tensor]  # of the prompts admitted last, [T, layers, k] each; empty where nobody watches
 
     def admit(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Float[Tensor, "A V"]:
         """Appends `copies[i]` lines that begin with prompt i, read once; their next-token logits."""
@@ -32,13 +36,14 @@ class Prefilled(NamedTuple):
     logits: Tensor  # [P, V], after the last token
     cache: DynamicCache
     mask: Tensor  # [P, width], 1 = token
+    routes: list[Tensor]  # [T, layers, k] of each prompt, where the experts are watched
 
 
 class Forward:
     """Calls a model with the arguments that it takes."""
 
-    def __init__(self, policy: PreTrainedModel, pad_id: int) -> None:
-        self.policy, self._pad = policy, pad_id
+    def __init__(self, policy: PreTrainedModel, pad_id: int, watched: Watched | None = None) -> None:
+        self.policy, self._pad, self.watched = policy, pad_id, watched
         self._accepted = inspect.signature(policy.forward).parameters
         if "past_key_values" not in self._accepted:
             raise UsageError(
@@ -54,7 +59,8 @@ class Forward:
             extras["logits_to_keep"] = 1
         if "position_ids" in self._accepted:
             extras["position_ids"] = position
-        output = self.policy(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extras)
+        with nullcontext() if self.watched is None else self.watched.forward():
+            output = self.policy(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extras)
         logits: Tensor = output.logits[:, -1]
         return logits
 
@@ -70,7 +76,11 @@ class Forward:
         ids, mask = ids.to(device), mask.to(device)
         position = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.policy.config)
-        return Prefilled(self(ids, position, cache, mask, last=True), cache, mask)
+        logits = self(ids, position, cache, mask, last=True)
+        if self.watched is None:
+            return Prefilled(logits, cache, mask, [])
+        routes = self.watched.last.unflatten(0, tuple(ids.shape))
+        return Prefilled(logits, cache, mask, [r[width - len(p) :] for r, p in zip(routes, prompts, strict=True)])
 
 
 class LibraryDecoder:
@@ -78,9 +88,10 @@ class LibraryDecoder:
 
     def __init__(self, forward: Forward) -> None:
         self._forward = forward
+        self.prompt_routes: list[Tensor] = []
 
     def admit(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Float[Tensor, "A V"]:
-        logits, self._cache, mask = self._forward.prefill(prompts)
+        logits, self._cache, mask, self.prompt_routes = self._forward.prefill(prompts)
         index = siblings(copies, logits.device)
         self._mask = mask
         self._position = mask.sum(-1)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from harness.backends.samplers.draw import draw
+from harness.backends.samplers.routes import RouteTrace
 from harness.backends.samplers.stopping import StopStrings
 from harness.core.randomness import uniforms
 from harness.core.shapes import Float, Int, Tensor
@@ -20,9 +21,15 @@ class Responses:
     """
 
     def __init__(
-        self, keys: Sequence[tuple[int, ...]], limit: int, eos: Int[Tensor, "E"], stop: StopStrings | None
+        self,
+        keys: Sequence[tuple[int, ...]],
+        limit: int,
+        eos: Int[Tensor, "E"],
+        stop: StopStrings | None,
+        routes: RouteTrace | None = None,
     ) -> None:
         device = eos.device
+        self._routes = routes
         self._limit, self._eos, self._stop = limit, eos, stop
         self._draws = torch.from_numpy(uniforms(keys, limit)).to(device)
         shape = (len(keys), limit + 1)  # the last column takes what is drawn for lines that have ended
@@ -71,6 +78,11 @@ class Responses:
         self.alive = alive & ~ended & (at + 1 < self._limit)
         return drawn.token
 
+    def read(self, routes: Int[Tensor, "L layers k"]) -> None:
+        """Takes the routes of the tokens drawn last, which the model has read."""
+        assert self._routes is not None
+        self._routes.step(self._rows, self._lengths[self._rows] - 1, self.alive, routes)
+
     def check(self) -> list[bool]:
         """Which lines are alive, after looking for stop strings; the one place that waits for the device."""
         if self._stop is not None:
@@ -86,13 +98,15 @@ class Responses:
     def completions(self, version: int) -> Iterator[Completion]:
         """The responses in the order of their keys, all of whose tokens come from weights `version`."""
         columns = (self._tokens, self._logps, self._entropies, self._lengths, self._stopped)
-        for ids, logp, entropy, n, stopped in zip(*(c.tolist() for c in columns), strict=True):
+        lines = zip(*(c.tolist() for c in columns), strict=True)
+        for row, (ids, logp, entropy, n, stopped) in enumerate(lines):
             yield Completion(
                 token_ids=tuple(ids[:n]),
                 logp=tuple(logp[:n]),
                 entropy=tuple(entropy[:n]),
                 segments=((n, version),),
                 finish_reason="stop" if stopped else "length",
+                routes=None if self._routes is None else self._routes.of(row, n),
             )
 
     def _find_stops(self, stop: StopStrings) -> None:

@@ -105,8 +105,10 @@ class SlotDecoder:
         self._column = torch.empty(0, dtype=torch.long, device=device)  # [L] the next one to be written
         self._last: list[int] = []  # the same without asking the device: an upper bound
         self._padded = False
+        self.prompt_routes: list[Tensor] = []
 
     def admit(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Float[Tensor, "A V"]:
+        self.prompt_routes = []
         parts = [self._admit(prompts[a:b], copies[a:b]) for a, b in self._together(prompts)]
         return torch.cat(parts)
 
@@ -169,7 +171,8 @@ class SlotDecoder:
             first = end
 
     def _admit(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Tensor:
-        logits, cache, mask = self._forward.prefill(prompts)
+        logits, cache, mask, routes = self._forward.prefill(prompts)
+        self.prompt_routes += routes
         index = siblings(copies, logits.device)
         if self._cache is None:
             self._cache = DynamicCache(config=self._forward.policy.config)

@@ -13,10 +13,12 @@ from transformers import PreTrainedModel
 from harness.backends.samplers.decoders import Decoder, Forward, LibraryDecoder
 from harness.backends.samplers.kernels import Attention, attention, packed_linears
 from harness.backends.samplers.responses import Responses
+from harness.backends.samplers.routes import RouteTrace
 from harness.backends.samplers.slots import Layout, SlotDecoder, fits_slots
 from harness.backends.samplers.stopping import StopStrings
 from harness.core.errors import UsageError
 from harness.core.ports import SampleRequest
+from harness.core.routing import RouterSet, Watched
 from harness.core.shapes import Tensor
 from harness.core.types import Completion
 
@@ -78,14 +80,18 @@ class TransformersSampler:
         stop: Sequence[str] = (),
         decode: Callable[[Sequence[int]], str] | None = None,
         plan: Plan | None = None,
+        routers: RouterSet | None = None,
     ) -> None:
-        """`batch_tokens`: lines x columns of the KV cache; `decode` is needed for stop strings only."""
+        """`batch_tokens`: lines x columns of the KV cache; `decode` is needed for stop strings only.
+
+        With the `routers` of a mixture of experts, completions say which experts their tokens went to.
+        """
         if stop and decode is None:
             raise UsageError(
                 f"stop strings {list(stop)}", "nothing decodes the tokens they are looked for in", "decode="
             )
         self._policy, self._batch_tokens = policy, batch_tokens
-        self._forward = Forward(policy, pad_id)
+        self._forward = Forward(policy, pad_id, None if routers is None else Watched(routers))
         self._eos = torch.tensor(sorted(eos_ids), device=policy.device)
         self._stop = None if decode is None or not stop else StopStrings(stop, decode)
         self._plan = choose_plan(policy) if plan is None else plan
@@ -143,7 +149,10 @@ class TransformersSampler:
 
     def _generate(self, requests: list[SampleRequest], new: int, temperature: float) -> Iterator[Completion]:
         keys = [key for r in requests for key in r.keys]
-        responses = Responses(keys, new, self._eos, self._stop)
+        trace = None
+        if self._forward.watched is not None:
+            trace = RouteTrace(len(keys), new, self._forward.watched.routers, self._eos.device)
+        responses = Responses(keys, new, self._eos, self._stop, trace)
         columns = max(len(r.prompt_ids) for r in requests) + new
         slots = len(keys)
         if self._plan.refill:
@@ -153,11 +162,17 @@ class TransformersSampler:
             decoder = LibraryDecoder(self._forward)
         else:
             decoder = SlotDecoder(self._forward, self._plan.layout, slots=slots, columns=columns)
-        self._run(decoder, deque(requests), slots, responses, temperature)
+        self._run(decoder, deque(requests), slots, responses, temperature, trace)
         return responses.completions(self._version)
 
     def _run(
-        self, decoder: Decoder, waiting: deque[SampleRequest], slots: int, responses: Responses, temperature: float
+        self,
+        decoder: Decoder,
+        waiting: deque[SampleRequest],
+        slots: int,
+        responses: Responses,
+        temperature: float,
+        trace: RouteTrace | None,
     ) -> None:
         """Until every response is over: admit what fits, draw, drop what has ended, and go one token further."""
         logits: list[Tensor] = []
@@ -168,6 +183,8 @@ class TransformersSampler:
                 copies = [len(r.keys) for r in admitted]
                 logits.append(decoder.admit([r.prompt_ids for r in admitted], copies))
                 responses.begin(sum(copies))
+                if trace is not None:
+                    trace.prompts(decoder.prompt_routes, copies)
             tokens = responses.draw(logits[0] if len(logits) == 1 else torch.cat(logits), temperature)
             since += 1
             if since >= min(self._plan.check_every, responses.until_limit):
@@ -178,6 +195,8 @@ class TransformersSampler:
                     decoder.keep(index)
                     tokens = tokens[index]
             logits = [decoder.step(tokens, responses.alive)] if responses.lines else []
+            if responses.lines and self._forward.watched is not None:
+                responses.read(self._forward.watched.last[: responses.lines])
 
     def _survivors(self, alive: Sequence[bool], waiting: Sequence[SampleRequest], slots: int) -> Tensor | None:
         """Which lines stay, and in which order, where it pays to drop the others."""

@@ -15,6 +15,7 @@ from harness.backends.samplers.vllm.nccl import NcclTransfer
 from harness.backends.samplers.vllm.sampler import Score, VllmSampler
 from harness.backends.samplers.vllm.server import Expected, FileTransfer, Link, ServerEngine
 from harness.backends.samplers.vllm.weights import engine_head_size, head_sizes, named_tensors, write_folder
+from harness.core.errors import UsageError
 from harness.core.spec import BackendSpec
 
 if TYPE_CHECKING:
@@ -31,9 +32,13 @@ def build_vllm(
     decode: Callable[[Sequence[int]], str],
     probe: tuple[int, ...],
     score: Score,
+    routes: bool = False,
 ) -> VllmSampler:
-    """A sampler that has the policy's weights as version 0. `probe` is a prompt, `score` the trainer's log-probs."""
-    engine = start_engine(policy, tokenizer, backend, with_tokenizer=bool(stop))
+    """A sampler that has the policy's weights as version 0. `probe` is a prompt, `score` the trainer's log-probs.
+
+    `routes`: completions say which experts their tokens went to.
+    """
+    engine = start_engine(policy, tokenizer, backend, with_tokenizer=bool(stop), routes=routes)
     sampler = VllmSampler(engine, eos_ids=eos_ids, stop=stop, decode=decode)
     try:
         sampler.sync(0)
@@ -46,12 +51,23 @@ def build_vllm(
 
 
 def start_engine(
-    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, backend: BackendSpec, *, with_tokenizer: bool
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    backend: BackendSpec,
+    *,
+    with_tokenizer: bool,
+    routes: bool = False,
 ) -> Engine:
     """The engine that a BackendSpec names, without weights yet."""
     spec = backend.engine
     dtype = spec.dtype or backend.dtype
     if spec.server is not None:
+        if routes:
+            raise UsageError(
+                f"routing_replay=r3 with the engine server {spec.server}",
+                "its interface does not return which experts a token went to",
+                "--sampler transformers, vllm in this process on a GPU, or routing_replay=r2 or off",
+            )
         link = Link(spec.server)
         expected = Expected(
             architecture=type(policy).__name__,
@@ -72,6 +88,7 @@ def start_engine(
             kv_cache_gib=spec.kv_cache_gib,
             gpu_memory=spec.gpu_memory,
             with_tokenizer=with_tokenizer,
+            routes=routes,
         )
         return LocalEngine(options, partial(named_tensors, policy, head))
     finally:

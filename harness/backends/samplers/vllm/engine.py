@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harness.core.shapes import Tensor
+
 REQUIRED = "0.32"  # minor version whose internals were read and tested; see pyproject.toml
 
 
@@ -36,6 +38,7 @@ class Draft:
     logp: tuple[float, ...]  # of each token, after the temperature
     entropy: tuple[float, ...] | None  # nats, of the distribution that each token was drawn from
     labels: frozenset[str]  # of the weights that sampled it
+    routes: Tensor | None = None  # experts [tokens read, layers, k] of prompt and continuation, where it was asked for
 
 
 class Engine(ABC):

@@ -18,6 +18,7 @@ from harness.backends.samplers.vllm.engine import Ask, Draft, Engine, SamplingRu
 from harness.backends.samplers.vllm.requests import request_fields
 from harness.backends.samplers.vllm.worker import EXTENSION
 from harness.core.errors import InfrastructureError, UsageError
+from harness.core.routing import INDEX
 from harness.core.shapes import Tensor
 
 GIB: Final = 2**30
@@ -43,6 +44,7 @@ class LocalOptions:
     kv_cache_gib: float  # on CPU
     gpu_memory: float  # share of a GPU's memory
     with_tokenizer: bool  # only stop strings need one
+    routes: bool = False  # say which experts tokens went to
 
 
 class LocalEngine(Engine):
@@ -60,6 +62,8 @@ class LocalEngine(Engine):
         self._llm: Any = None
         vllm = imported()
         check_build(options.device)
+        if options.routes:
+            _require_routes(options.device)
         try:
             with trainer_untouched(self._cuda), quiet():
                 self._llm = vllm.LLM(**_arguments(options))
@@ -136,7 +140,15 @@ class LocalEngine(Engine):
             logp=tuple(values[i] for i in starts),
             entropy=tuple(values[i + 1] for i in starts) if self._entropy else None,
             labels=frozenset(span.version for span in output.weight_versions or ()),
+            routes=self._routes(output),
         )
+
+    def _routes(self, output: Any) -> Tensor | None:
+        if not self._options.routes:
+            return None
+        if output.routed_experts is None:
+            raise InfrastructureError(f"{self.place} returned a response without its routes; {CONTINUE}")
+        return torch.from_numpy(output.routed_experts).to(INDEX)
 
     def _wake(self, *parts: str) -> None:
         """Brings back what was put to sleep; the trainer's unused memory is returned to the GPU first."""
@@ -173,6 +185,17 @@ def check_build(device: str) -> None:
         )
 
 
+def _require_routes(device: str) -> None:
+    """vLLM tells routes on a GPU only: they come from its second model runner, which needs Triton."""
+    if not device.startswith("cuda"):
+        raise UsageError(
+            f"routing_replay=r3 with --sampler vllm on {device}",
+            "vLLM returns the experts of its tokens on a GPU only",
+            "--sampler transformers, or routing_replay=r2 or off",
+        )
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+
+
 def _arguments(o: LocalOptions) -> dict[str, Any]:
     """Of vllm.LLM."""
     common: dict[str, Any] = {
@@ -188,6 +211,8 @@ def _arguments(o: LocalOptions) -> dict[str, Any]:
         "worker_extension_cls": EXTENSION,
         "disable_log_stats": True,
     }
+    if o.routes:
+        common |= {"enable_return_routed_experts": True}
     if o.device.startswith("cuda"):
         return common | {"gpu_memory_utilization": o.gpu_memory, "enable_sleep_mode": True}
     return common | {

@@ -5,12 +5,14 @@ from __future__ import annotations
 import bisect
 import os
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Final
 
 from harness.backends.samplers.vllm.engine import Ask, Draft, Engine, SamplingRule
 from harness.core.errors import InfrastructureError, UsageError
 from harness.core.ports import SampleRequest
 from harness.core.randomness import counter
+from harness.core.routing import extended
 from harness.core.types import Completion
 
 LOWEST_TEMPERATURE: Final = 0.01  # below it vLLM samples at this one instead, silently
@@ -140,7 +142,7 @@ class VllmSampler:
         pieces = [[draft] for _, draft in drafts]
         attempt = 0
         while True:
-            done = [self._ended(joined(p), limit) for p in pieces]
+            done = [self._ended(len(prompt), joined(p), limit) for (prompt, _), p in zip(drafts, pieces, strict=True)]
             going = [i for i, c in enumerate(done) if c is None]
             if not going:
                 return [c for c in done if c is not None]
@@ -152,7 +154,7 @@ class VllmSampler:
             for i, (more,) in zip(going, self._sample(asks, temperature, requests, attempt), strict=True):
                 pieces[i].append(more)
 
-    def _ended(self, draft: Draft, limit: int) -> Completion | None:
+    def _ended(self, prompt: int, draft: Draft, limit: int) -> Completion | None:
         """The finished response, or None where it has to go on."""
         assert self._version is not None
         length, stopped = len(draft.token_ids), draft.token_ids[-1] in self._eos
@@ -169,6 +171,7 @@ class VllmSampler:
             entropy=None if draft.entropy is None else draft.entropy[:length],
             segments=((length, self._version),),
             finish_reason="stop" if stopped else "length",
+            routes=None if draft.routes is None else draft.routes[: prompt + length - 1],
         )
 
     def _shows_stop(self, ids: Sequence[int]) -> bool:
@@ -188,4 +191,5 @@ def joined(pieces: Sequence[Draft]) -> Draft:
         logp=tuple(x for p in pieces for x in p.logp),
         entropy=None if None in entropies else tuple(x for e in entropies if e is not None for x in e),
         labels=frozenset().union(*(p.labels for p in pieces)),
+        routes=reduce(extended, (p.routes for p in pieces)),
     )
