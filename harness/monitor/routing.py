@@ -79,8 +79,9 @@ def routing_metrics(
         "moe/replay_bytes": replay_bytes(routing),
         **_updates(routing.between, routing.routers.top_k),
     }
-    if routing.sampled is not None:
-        differing = new_experts(chosen, routing.sampled.experts[known])
+    if routing.sampled is not None and bool((known & batch.fresh[:, None]).any()):
+        ours = known & batch.fresh[:, None]  # rows carried over come from older weights
+        differing = new_experts(routing.old.experts[ours], routing.sampled.experts[ours])
         sampler = differing.float().mean(0) / routing.routers.top_k
         row["moe/sampler_selections"] = float(sampler.mean())
         row["moe/sampler_tokens"] = float((differing > 0).any(-1).float().mean())
@@ -135,7 +136,7 @@ def _gaps(
     routing: Routing, batch: RolloutBatch, old_logp: Float[Tensor, "B T"], known: Bool[Tensor, "B L"]
 ) -> tuple[int, list[Gap]]:
     """How many tokens of the rows that were recorded lie beyond GAP, and the largest of them."""
-    gap = (old_logp - batch.behaviour_logp) * (batch.mask & known.any(-1)[:, None])
+    gap = (old_logp - batch.behaviour_logp) * (batch.mask & (known.any(-1) & batch.fresh)[:, None])
     beyond = (gap.abs() > GAP).nonzero()
     worst = sorted(beyond.tolist(), key=lambda at: -abs(float(gap[at[0], at[1]])))[:LISTED]
     return len(beyond), [_gap(routing, batch, row, token, float(gap[row, token])) for row, token in worst]

@@ -137,6 +137,7 @@ def trajectories(draw: Any, prompt: Prompt) -> Trajectory:
         text=draw(texts),
         grade=draw(grade),
         credit=draw(st.lists(st.tuples(st.integers(0, 9), floats), max_size=2).map(tuple)),
+        routes=draw(st.none() | st.integers(1, 4).map(lambda n: torch.arange(n * 6, dtype=torch.int16).view(n, 3, 2))),
     )
 
 
