@@ -1,10 +1,10 @@
 """Cold starts of `tiny`: supervised training on `chain` until pass@1 is about .35; and those of its relatives.
 
 `python -m harness.models.coldstart` regenerates `coldstarts/*.safetensors` and `coldstarts.json`: `tiny-{0..4}`,
-`tiny-turns-0` (`harness.models.coldstart_turns`) and the mixtures of experts (`harness.models.coldstart_moe`), about 25 s
-per file on one thread and minutes for the deepest; `--only 'tiny-moe-l8-*'` makes some of them. One thread and fixed
-seeds: the same machine and torch version give the same bytes. Nothing here is used in a run; a run reads the files and
-checks their hashes.
+`tiny-turns-0` (`harness.models.coldstart_turns`) and the mixtures of experts (`harness.models.coldstart_moe`), about
+25 s per file on one thread and minutes for the deepest; `--only 'tiny-moe-l8-*'` makes some of them. One thread and
+fixed seeds: the same machine and torch version give the same bytes. Nothing here is used in a run; a run reads the
+files and checks their hashes.
 """
 
 from __future__ import annotations

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from harness.core.routing import Chosen
 from harness.models.coldstart import make_batch, train
+from harness.models.routers import Routers
 from harness.models.tiny import PAD_ID, tiny_tokenizer
 from harness.models.tiny_moe import COLDSTARTS, coldstart_family, tiny_moe_model
 
@@ -21,7 +23,8 @@ def moe_lessons() -> dict[str, Callable[[], tuple[PreTrainedModel, dict[str, Any
     """How each of them is made, by its name."""
     return {
         f"{coldstart_family(name, layers)}-{seed}": partial(train_moe, name, layers, seed)
-        for (name, layers), count in COLDSTARTS.items()
+        for name, shipped in COLDSTARTS.items()
+        for layers, count in shipped.items()
         for seed in range(count)
     }
 
@@ -38,13 +41,25 @@ def loads(model: PreTrainedModel) -> list[tuple[float, float]]:
     from tasks.chain import build
 
     ids, _ = make_batch(build(credit=False), tiny_tokenizer(), 1 << 42, torch.Generator().manual_seed(0))
-    chosen: list[Tensor] = []
-    gates = [cast("nn.Module", layer.mlp).gate for layer in cast("Any", model).model.layers]
-    hooks = [gate.register_forward_hook(lambda _gate, _given, out: chosen.append(out[2])) for gate in gates]
-    model(input_ids=ids)
-    for hook in hooks:
-        hook.remove()
-    real = (ids != PAD_ID).reshape(-1)
-    experts = model.config.num_experts
-    shares = [torch.bincount(c[real].reshape(-1), minlength=experts) * experts / c[real].numel() for c in chosen]
+    routers, seen = Routers(model), _Choices()
+    with routers.under(seen):
+        model(input_ids=ids)
+    real, experts = (ids != PAD_ID).reshape(-1), routers.num_experts
+    shares = [torch.bincount(c[real].reshape(-1), minlength=experts) * experts / c[real].numel() for c in seen.layers]
     return [(round(float(s.min()), 3), round(float(s.max()), 3)) for s in shares]
+
+
+class _Choices:
+    """A pass that takes note of what each layer chose."""
+
+    own_gates = False
+
+    def __init__(self) -> None:
+        self.layers: list[Tensor] = []
+
+    def route(self, chosen: Chosen) -> Tensor:
+        self.layers.append(chosen.experts)
+        return chosen.experts
+
+    def again(self) -> None:
+        return None

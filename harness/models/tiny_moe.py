@@ -28,16 +28,8 @@ MIXTURES = {
     "tiny-moe": Mixture(experts=8, top_k=2, width=64),
     "tiny-moe-32": Mixture(experts=32, top_k=8, width=16),
 }
-COLDSTARTS = {  # (model, layers) -> shipped initial weights
-    ("tiny-moe", 2): 3,
-    ("tiny-moe", 4): 1,
-    ("tiny-moe", 8): 1,
-    ("tiny-moe-32", 2): 3,
-    ("tiny-moe-32", 4): 1,
-    ("tiny-moe-32", 8): 1,
-}
-LAYERS = 2  # of a model whose depth is not said
-EXPERTS = "grouped_mm"  # backend of the experts; see below
+COLDSTARTS = {name: {2: 3, 4: 1, 8: 1} for name in MIXTURES}  # layers, the default first -> shipped initial weights
+EXPERTS = "grouped_mm"  # measured: see harness.models.experts
 
 
 def coldstart_family(name: str, layers: int) -> str:
@@ -48,8 +40,7 @@ def coldstart_family(name: str, layers: int) -> str:
 def tiny_moe_model(name: str, layers: int, seed: int = 0) -> Qwen3MoeForCausalLM:
     """A freshly initialised mixture: the sizes of `tiny`, its feed-forward layers replaced by experts.
 
-    Softmax over all experts, then the top k of it, normalised to sum 1 (`norm_topk_prob`), as in Qwen3-MoE. No auxiliary
-    loss.
+    Gates as in Qwen3-MoE: softmax over all experts, of it the top k, divided by their sum. No auxiliary loss.
     """
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -86,7 +77,12 @@ def tiny_moe_model(name: str, layers: int, seed: int = 0) -> Qwen3MoeForCausalLM
 
 @torch.no_grad()
 def init_experts_by_fan_in(model: nn.Module) -> None:
-    """Draws every matrix from normal(0, 1/sqrt(fan_in)), experts `[E, out, in]` and router `[E, in]` included."""
+    """Draws every matrix from normal(0, 1/sqrt(fan_in)), experts `[E, out, in]` and router `[E, in]` included.
+
+    The choice of experts does not depend on the scale of the router. Orthogonal rows were not better balanced at the
+    start (sd of the load .54 against .51, E=8, 12 seeds), rows orthogonal to the mean state were (.14), but not after
+    the cold start (sd, largest and smallest load alike), and neither was an auxiliary loss of .01.
+    """
     for weight in model.parameters():
         if weight.dim() >= 2:
             weight.normal_(0.0, 1.0 / math.sqrt(weight.shape[-1]))
