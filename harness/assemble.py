@@ -145,11 +145,13 @@ def optimizers_of(nets: Networks, recipe: Recipe) -> Optimizers:
 
 def load_policy(spec: RunSpec) -> LoadedModel:
     """The model, with adapters where the recipe asks for them."""
+    from harness.models.experts import set_experts
     from harness.models.load import load
     from harness.models.prepare import add_adapters, set_attention
 
     model = load(spec.model, seed=spec.seed, device=spec.backend.device, dtype=spec.backend.dtype)
     set_attention(model.policy, spec.backend.attention)
+    set_experts(model.policy, spec.backend.experts)
     if spec.recipe.lora is not None:
         add_adapters(model.policy, spec.recipe.lora)
     return model
@@ -186,6 +188,7 @@ def load_routers(spec: RunSpec, algorithm: Algorithm, model: LoadedModel) -> Rou
 
 def networks(spec: RunSpec, algorithm: Algorithm, model: LoadedModel, routers: RouterSet | None = None) -> Networks:
     """Policy, and critic and reference by need; `routers` of the policy."""
+    from harness.models.experts import set_experts
     from harness.models.heads import ValueModel
     from harness.models.load import load
     from harness.models.prepare import prepare_decoder, set_attention
@@ -196,6 +199,7 @@ def networks(spec: RunSpec, algorithm: Algorithm, model: LoadedModel, routers: R
     if "reference" in algorithm.needs:
         reference = load(spec.model, seed=spec.seed, device=spec.backend.device, dtype=spec.backend.dtype).policy
         set_attention(reference, spec.backend.attention)
+        set_experts(reference, spec.backend.experts)
         reference.requires_grad_(False)
     critic = ValueModel(model.policy) if "critic" in algorithm.needs else None
     update = spec.backend.update

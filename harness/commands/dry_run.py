@@ -48,7 +48,7 @@ def show_plan(planned: Planned, measured: Mapping[str, Any], options: CompareOpt
     console.print(f"task {spec.task.name} {spec.task.params or ''}, model {spec.model.name}, seeds {list(spec.seeds)}")
     console.print(f"sampling {engine_words(spec.backend)}, training in {spec.backend.dtype} on {spec.backend.device}")
     console.print(f"backend {spec.backend.model_dump()}")
-    if measured:
+    if "seconds" in measured:
         console.print(f"measured here: seconds per small forward-backward {measured['seconds']}")
     console.print(f"recipe {spec.recipe.model_dump(exclude={'overrides'})}")
     console.print(f"the recipe sets, wherever an arm has them: {', '.join(planned.recipe_notes) or 'nothing'}")

@@ -25,6 +25,7 @@ from harness.evaluate.lm_eval import Benchmark, Generation, Prompting, benchmark
 from harness.models.codec import TextCodec
 from harness.models.preflight import context_of, place_of, tokenizer_of
 from harness.models.template import style_of
+from harness.study.measure import EMBEDDED
 
 EVAL = "eval.json"
 
@@ -189,8 +190,8 @@ def _run_subject(folder: Path, checkpoint: str) -> Subject:
 
 
 def _check_language(model: ModelSpec, name: str) -> None:
-    if model.name == "tiny":
-        raise UsageError(f"{name}", "the embedded model speaks 32 words", "a language model, or a run of one")
+    if model.name in EMBEDDED:
+        raise UsageError(f"{name}", "the embedded model speaks 25 words", "a language model, or a run of one")
 
 
 @contextmanager

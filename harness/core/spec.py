@@ -151,6 +151,7 @@ class BackendSpec(Spec):
     dtype: Dtype = "float32"
     threads: int = Field(1, ge=1)
     attention: str = "sdpa"  # an attention of transformers, or grouped_products
+    experts: str | None = None  # how a mixture's experts compute (eager, grouped_mm, ...); None: the model's own way
     engine: EngineSpec = EngineSpec()
     update: UpdateSpec = UpdateSpec()
 
@@ -288,7 +289,10 @@ class StudySpec(Spec):
 
 
 def _without_paths(data: dict[str, Any]) -> dict[str, Any]:
-    """A data file counts by content and name, a run by its name, not by its folder; a server by being one."""
+    """A data file counts by content and name, a run by its name, not by its folder; a server by being one.
+
+    What a dense model does not have is left out, so that its hashes are what they were before there was such a choice.
+    """
     engine = {k: v for k, v in data["backend"]["engine"].items() if k not in ("transfer", "folder")}
     if engine["server"] is not None:
         engine["server"] = "server"
@@ -298,7 +302,8 @@ def _without_paths(data: dict[str, Any]) -> dict[str, Any]:
         task = {**task, "name": task["name"].rsplit("/", 1)[-1], "params": {**task["params"], **files}}
     if start is not None:
         start = {**start, "run": start["run"].rstrip("/").rsplit("/", 1)[-1]}
-    return {**data, "backend": {**data["backend"], "engine": engine}, "task": task, "start": start}
+    backend = {k: v for k, v in data["backend"].items() if k != "experts" or v is not None}
+    return {**data, "backend": {**backend, "engine": engine}, "task": task, "start": start}
 
 
 def stable_hash(data: Any) -> str:

@@ -1,19 +1,22 @@
-"""Cold starts of `tiny`: supervised training on `chain` until pass@1 is about .35; and `tiny-turns`, on two games.
+"""Cold starts of `tiny`: supervised training on `chain` until pass@1 is about .35; and those of its relatives.
 
-`python -m harness.models.coldstart` regenerates `coldstarts/tiny-{0..4}.safetensors`, `tiny-turns-0.safetensors`
-(`harness.models.coldstart_turns`) and `coldstarts.json`, about 25 s per file on one thread. One thread and fixed seeds:
-the same machine and torch version give the same bytes. Nothing here is used in a run; a run reads the files and checks
-their hashes.
+`python -m harness.models.coldstart` regenerates `coldstarts/*.safetensors` and `coldstarts.json`: `tiny-{0..4}`,
+`tiny-turns-0` (`harness.models.coldstart_turns`) and the mixtures of experts (`harness.models.coldstart_moe`), about
+25 s per file on one thread and minutes for the deepest; `--only 'tiny-moe-l8-*'` makes some of them. One thread and
+fixed seeds: the same machine and torch version give the same bytes. Nothing here is used in a run; a run reads the
+files and checks their hashes.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,11 +148,15 @@ def style_of(text: str) -> str:
     return "verbose" if "!" in text else "scratch" if "+" in text or "-" in text else "direct"
 
 
-def train(seed: int, *, log: bool = True) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """One cold start: trained on the train split, stopped and measured on two disjoint ranges of validation."""
+def train(
+    seed: int, model: PreTrainedModel | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """One cold start, of `tiny` by default: trained on the train split, stopped and measured on two disjoint ranges of
+    validation. What is measured at the end, and returned, has weights rounded to the dtype they are shipped in.
+    """
     from tasks.chain import build
 
-    task, tokenizer, model = build(credit=False), tiny_tokenizer(), tiny_model(seed)
+    task, tokenizer, model = build(credit=False), tiny_tokenizer(), model or tiny_model(seed)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     for step in range(1, MAX_STEPS + 1):
@@ -159,15 +166,24 @@ def train(seed: int, *, log: bool = True) -> tuple[PreTrainedModel, dict[str, An
         if step < FIRST_LOOK or step % LOOK_EVERY:
             continue
         look = measure(model, tokenizer, task, split="validation", first=1 << 40, num_prompts=LOOK_PROMPTS, seed=step)
-        if log:
-            say(f"seed {seed} step {step} loss {loss:.3f} pass@1 {look['pass@1']:.3f}")
+        say(f"seed {seed} step {step} loss {loss:.3f} pass@1 {look['pass@1']:.3f}")
         if STOP_AT[0] <= look["pass@1"] <= STOP_AT[1]:
+            shipped = rounded(model, dtype)
             final = measure(
-                model, tokenizer, task, split="validation", first=1 << 41, num_prompts=FINAL_PROMPTS, seed=seed
+                shipped, tokenizer, task, split="validation", first=1 << 41, num_prompts=FINAL_PROMPTS, seed=seed
             )
             if 0.31 <= final["pass@1"] <= 0.39:
-                return model, {"seed": seed, "steps": step, **final}
+                return shipped, {"seed": seed, "steps": step, **final}
     raise SystemExit(f"seed {seed}: pass@1 was never inside {STOP_AT} within {MAX_STEPS} steps")
+
+
+@torch.no_grad()
+def rounded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A copy that computes as before, its weights rounded to `dtype`."""
+    result = copy.deepcopy(model)
+    for weight in result.parameters():
+        weight.copy_(weight.to(dtype))
+    return result
 
 
 def learn(model: PreTrainedModel, optimizer: Optimizer, ids: Tensor, mask: Tensor, tokens: float) -> float:
@@ -186,38 +202,43 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+def lessons() -> dict[str, tuple[Callable[[], tuple[PreTrainedModel, dict[str, Any]]], torch.dtype]]:
+    """How every cold start is made, by its name, and the dtype it is shipped in."""
+    from harness.models.coldstart_moe import moe_lessons
+    from harness.models.coldstart_turns import train_turns
+
+    found = {f"tiny-{seed}": (partial(train, seed), torch.float32) for seed in SEEDS}
+    mixtures = {name: (lesson, torch.bfloat16) for name, lesson in moe_lessons().items()}
+    return {**found, "tiny-turns-0": (train_turns, torch.float32), **mixtures}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Trains the cold starts and writes their files and `coldstarts.json`."""
     parser = argparse.ArgumentParser(prog="python -m harness.models.coldstart", description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS), help="which cold starts of chain to train")
-    parser.add_argument("--no-turns", dest="turns", action="store_false", help="leave tiny-turns as it is")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="cold starts by name, or 'tiny-moe-*'")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the weight files")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     index = options.out / "coldstarts.json"
-    known = json.loads(index.read_text())["coldstarts"] if index.exists() else {}
-    lessons: list[tuple[str, Callable[[], tuple[PreTrainedModel, dict[str, Any]]]]] = [
-        (f"tiny-{seed}", partial(train, seed)) for seed in options.seeds
-    ]
-    if options.turns:
-        from harness.models.coldstart_turns import train_turns
-
-        lessons.append(("tiny-turns-0", train_turns))
-    for name, lesson in lessons:
+    chosen = {n: x for n, x in lessons().items() if any(fnmatchcase(n, pattern) for pattern in options.only)}
+    if not chosen:
+        parser.error(f"--only {' '.join(options.only)}: no such cold start; there are {', '.join(lessons())}")
+    for name, (lesson, dtype) in chosen.items():
         model, facts = lesson()
         path = options.out / f"{name}.safetensors"
-        save_weights(unique_tensors(model), path)
-        known[path.stem] = {"file": path.name, "sha256": file_sha256(path), **facts}
-        say(json.dumps(known[path.stem]))
-    record = {
-        "command": "python -m harness.models.coldstart",
-        "task": "chain",
-        "mix": MIX,
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "coldstarts": dict(sorted(known.items())),
-    }
-    index.write_text(json.dumps(record, indent=2) + "\n")
+        save_weights({key: tensor.to(dtype) for key, tensor in unique_tensors(model).items()}, path)
+        entry = {"file": path.name, "sha256": file_sha256(path), "bytes": path.stat().st_size, **facts}
+        say(json.dumps(entry))
+        known = json.loads(index.read_text())["coldstarts"] if index.exists() else {}
+        record = {
+            "command": "python -m harness.models.coldstart",
+            "task": "chain",
+            "mix": MIX,
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+            "coldstarts": dict(sorted({**known, name: entry}.items())),
+        }
+        index.write_text(json.dumps(record, indent=2) + "\n")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Loads a policy by name: `tiny`, `tiny-turns`, `smollm2-135m`, a Hugging Face id or a local path."""
+"""Loads a policy by name: `tiny` and its relatives, `smollm2-135m`, a Hugging Face id or a local path."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ import torch
 
 from harness.core.errors import UsageError, near
 from harness.core.spec import ModelSpec
+from harness.models import tiny_moe
 from harness.models.weights import file_sha256, unique_tensors, weights_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 COLDSTARTS = Path(__file__).parent / "coldstarts"
-NUM_COLDSTARTS = {"tiny": 5, "tiny-turns": 1}  # shipped initial weights of the embedded model, by its name
+NUM_COLDSTARTS: Mapping[str, Mapping[int, int]] = {  # shipped initial weights of the embedded models, by layers
+    "tiny": {2: 5},
+    "tiny-turns": {2: 1},
+    **tiny_moe.COLDSTARTS,
+}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -42,7 +47,10 @@ def bundled_models() -> list[str]:
 
 
 def load(spec: ModelSpec, *, seed: int, device: str, dtype: str) -> LoadedModel:
-    """The model named by `spec`; `seed` picks the cold start of `tiny` (seed mod 5). UsageError where it cannot be."""
+    """The model named by `spec`; `seed` picks the cold start of an embedded one, modulo their number.
+
+    UsageError where it cannot be.
+    """
     if dtype not in _DTYPES:
         raise UsageError(f"dtype {dtype!r}", "not a training dtype", f"one of: {', '.join(_DTYPES)}")
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -73,7 +81,18 @@ def pinned(spec: ModelSpec, seed: int) -> ModelSpec:
     """The model whose initial weights are those that `seed` chooses, whatever the seed of the run."""
     if spec.name not in NUM_COLDSTARTS or "coldstart" in spec.params:
         return spec
-    return spec.model_copy(update={"params": {**spec.params, "coldstart": seed % NUM_COLDSTARTS[spec.name]}})
+    count = NUM_COLDSTARTS[spec.name][_layers(spec)]
+    return spec.model_copy(update={"params": {**spec.params, "coldstart": seed % count}})
+
+
+def parameters_of(name: str) -> str:
+    """The parameters of a bundled model, with their values, the default first."""
+    starts = {
+        n: "coldstart 0" + (f"..{count - 1}" if count > 1 else "") for n, count in NUM_COLDSTARTS.get(name, {}).items()
+    }
+    if name in tiny_moe.MIXTURES:
+        return "layers " + ", ".join(f"{n} ({values})" for n, values in starts.items())
+    return "".join(starts.values())
 
 
 def end_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -142,16 +161,29 @@ def _load_tiny(spec: ModelSpec, seed: int, dtype: torch.dtype) -> tuple[PreTrain
 
     from harness.models.tiny import tiny_model, tiny_tokenizer
 
-    _check_params(spec, ("coldstart",))
-    count = NUM_COLDSTARTS[spec.name]
+    layers = _layers(spec)
+    mixture = spec.name in tiny_moe.MIXTURES
+    _check_params(spec, ("coldstart", "layers") if mixture else ("coldstart",))
+    count = NUM_COLDSTARTS[spec.name][layers]
     number = spec.params.get("coldstart", seed % count)
     if number not in range(count):
         raise UsageError(f"model {spec.name}: coldstart={number!r}", "no such cold start", f"0 to {count - 1}")
-    policy = tiny_model()
-    missing, unexpected = policy.load_state_dict(load_file(verified_coldstart(spec.name, int(number))), strict=False)
+    policy = tiny_moe.tiny_moe_model(spec.name, layers) if mixture else tiny_model()
+    family = tiny_moe.coldstart_family(spec.name, layers) if mixture else spec.name
+    missing, unexpected = policy.load_state_dict(load_file(verified_coldstart(family, int(number))), strict=False)
     assert not unexpected
     assert missing in ([], ["lm_head.weight"], ["model.embed_tokens.weight"])  # the head is tied to the embedding
     return policy.to(dtype), tiny_tokenizer()
+
+
+def _layers(spec: ModelSpec) -> int:
+    """Depth of an embedded model, of which there are cold starts."""
+    shipped = NUM_COLDSTARTS[spec.name]
+    layers = spec.params.get("layers", next(iter(shipped))) if spec.name in tiny_moe.MIXTURES else next(iter(shipped))
+    if layers not in list(shipped):
+        depths = ", ".join(map(str, shipped))
+        raise UsageError(f"model {spec.name}: layers={layers!r}", "no cold start has this depth", f"one of: {depths}")
+    return int(layers)
 
 
 def _load_smollm2(spec: ModelSpec, seed: int, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -163,7 +195,6 @@ def _load_smollm2(spec: ModelSpec, seed: int, dtype: torch.dtype) -> tuple[PreTr
 
 
 _BUNDLED: Mapping[str, Callable[[ModelSpec, int, torch.dtype], Any]] = {
-    "tiny": _load_tiny,
-    "tiny-turns": _load_tiny,
+    **dict.fromkeys(NUM_COLDSTARTS, _load_tiny),
     "smollm2-135m": _load_smollm2,
 }

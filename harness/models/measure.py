@@ -1,10 +1,12 @@
-"""Tries a model on this machine: seconds of a forward and backward per dtype, what its layers allow. Prints JSON."""
+"""Tries a model on this machine: seconds of a forward and backward per dtype, of its experts, what its layers allow.
+
+Prints JSON.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +15,11 @@ import torch
 from harness.core.errors import UsageError
 from harness.core.spec import ModelSpec
 from harness.models import attention as attentions
+from harness.models.experts import best_seconds, timed_backends
 from harness.models.load import load
 from harness.models.prepare import set_attention
 from harness.models.response_logits import token_logps
+from harness.models.routers import routers_of
 from harness.models.shared_prompts import can_share
 
 if TYPE_CHECKING:
@@ -32,6 +36,8 @@ class Tried:
     parameters: int
     can_share: bool  # prompts among siblings
     attention: str
+    experts: dict[str, dict[str, float]]  # seconds per token of the experts' backends; empty where there is no choice
+    moe: dict[str, int] | None
 
 
 def tried(model: ModelSpec, device: str, dtype: str) -> Tried:
@@ -41,21 +47,23 @@ def tried(model: ModelSpec, device: str, dtype: str) -> Tried:
     ids = torch.randint(0, loaded.policy.config.get_text_config().vocab_size, (ROWS, WIDTH), device=device)
     select = torch.zeros(ROWS, WIDTH, dtype=torch.bool, device=device)
     select[:, PROMPT:-1] = True
-    best = float("inf")
-    for attempt in range(3):
-        start = time.perf_counter()
+
+    def update() -> None:
         logp, _ = token_logps(loaded.policy, ids, select, temperature=1.0)
         logp.sum().backward()
         loaded.policy.zero_grad(set_to_none=True)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        if attempt:
-            best = min(best, time.perf_counter() - start)
+
+    experts = timed_backends(loaded.policy, update, ROWS * WIDTH)
+    routers = routers_of(loaded.policy)
     return Tried(
-        seconds=best,
+        seconds=best_seconds(update, loaded.policy.device),
         parameters=loaded.parameters,
         can_share=can_share(loaded.policy, loaded.pad_id),
         attention=attention,
+        experts=experts,
+        moe=None
+        if routers is None
+        else {"layers": routers.num_layers, "experts": routers.num_experts, "top_k": routers.top_k},
     )
 
 
@@ -85,6 +93,8 @@ def main() -> int:
         "parameters": timed["float32"].parameters,
         "can_share": all(t.can_share for t in timed.values()),
         "attention": timed["float32"].attention,
+        "experts": {dtype: t.experts for dtype, t in timed.items()},
+        "moe": timed["float32"].moe,
         "num_gpus": num_gpus,
         "shape": [ROWS, WIDTH],
     }

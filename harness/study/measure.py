@@ -1,4 +1,4 @@
-"""Choices made by measurement, once per machine and model: dtype, threads, runs at a time. Cached."""
+"""Choices made by measurement, once per machine and model: dtype, attention, experts, threads, runs at a time."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from harness.core.errors import InfrastructureError, UsageError
 from harness.core.results import write_atomic
 from harness.core.spec import BackendSpec, ModelSpec, stable_hash
 
-FACTS = 2  # version of what is measured
-EMBEDDED = ("tiny", "tiny-turns")  # far too small for a GPU, for bf16 or for a second thread: measured, see README
+FACTS = 3  # version of what is measured
+MIXTURES = {"tiny-moe": {"experts": 8, "top_k": 2}, "tiny-moe-32": {"experts": 32, "top_k": 8}}
+EMBEDDED = ("tiny", "tiny-turns", *MIXTURES)  # too small for a GPU, for bf16 or a second thread: measured, see README
+EMBEDDED_EXPERTS = "grouped_mm"  # measured too: see harness.models.experts
 
 
 def cache_folder() -> Path:
@@ -30,7 +32,14 @@ def available_cpus() -> int:
 
 
 def choose_backend(model: ModelSpec, given: Mapping[str, Any]) -> tuple[BackendSpec, dict[str, Any]]:
-    """Backend for a model on this machine, with what was measured; what the user gave is not measured."""
+    """Backend for a model on this machine, with what was measured; what the user gave is not measured.
+
+    The facts of a mixture of experts say how large it is: `moe` with `layers` (that have a router), `experts`, `top_k`.
+    """
+    if model.name in MIXTURES:
+        fixed = {"threads": 1, "experts": EMBEDDED_EXPERTS}
+        moe = {"layers": model.params.get("layers", 2), **MIXTURES[model.name]}
+        return with_engine_dtype(BackendSpec.model_validate(fixed | dict(given))), {"moe": moe}
     if model.name in EMBEDDED:
         return with_engine_dtype(BackendSpec.model_validate({"threads": 1, **given})), {}
     facts = measured(model)
@@ -39,6 +48,10 @@ def choose_backend(model: ModelSpec, given: Mapping[str, Any]) -> tuple[BackendS
     seconds = facts["seconds"]
     chosen["dtype"] = min(seconds, key=seconds.__getitem__)
     chosen["attention"] = facts["attention"]
+    tried = facts["experts"].get(given.get("dtype", chosen["dtype"]))
+    if tried:
+        work = "step" if given.get("sampler", "transformers") == "transformers" else "update"
+        chosen["experts"] = min(tried, key=lambda name: tried[name][work])
     update = {"share_prompts": facts["can_share"], **given.get("update", {})}
     return with_engine_dtype(BackendSpec.model_validate(chosen | dict(given) | {"update": update})), facts
 
@@ -73,7 +86,7 @@ def kept_backend(known: BackendSpec, given: BackendSpec) -> BackendSpec:
 
 
 def measured(model: ModelSpec) -> dict[str, Any]:
-    """Seconds per dtype, parameters, GPUs, what the layers allow; from the cache where it was measured before."""
+    """Seconds per dtype and experts' backend, parameters, GPUs, what the layers allow; cached."""
     key = stable_hash([FACTS, model.model_dump(mode="json"), platform.node(), platform.processor(), available_cpus()])[
         :16
     ]

@@ -239,7 +239,7 @@ def test_shipped_task_files() -> None:
         ({"how": replace(HOW, max_new_tokens=9000)}, "the longest question has"),
         ({"task_params": ("since=2025-01-01",)}, "none of gsm8k takes one"),
         ({"template": TemplateSpec(system="Be brief.", style="plain")}, "otherwise than training"),
-        ({"subject": "tiny"}, "32 words"),
+        ({"subject": "tiny"}, "25 words"),
     ],
 )
 def test_mistakes_are_told_before_a_model_is_loaded(
