@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from algorithms.checks import refusals_along
-from harness.core.algorithm import Algorithm
+from harness.core.algorithm import Algorithm, replay_mode
 from harness.core.errors import UsageError
 from harness.core.ports import Sampler, Task
 from harness.core.registry import build_task
 from harness.core.resolve import resolve
-from harness.core.routing import RouterSet, replay_mode
+from harness.core.routing import RouterSet
 from harness.core.spec import Recipe, RunSpec
 from harness.rollout.collate import collate
 from harness.rollout.collect import Collector

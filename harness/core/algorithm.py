@@ -40,6 +40,8 @@ SLOTS: dict[str, type[Part]] = {
 }
 MANY = ("exclusions", "rewards", "penalties")  # slots that hold any number of parts, addressed by kind
 SCALARS = ("siblings", "old_logp", "prompts_factor", "routing_replay")
+Replay = Literal["off", "r2", "r3"]
+"""Whose expert choices an update replays: nobody's; the trainer's under the old weights; the sampler's."""
 INNER = tuple(slot for slot in SLOTS if slot not in MANY)  # a part's field of this name holds a part of that slot
 
 
@@ -65,7 +67,7 @@ class Algorithm(BaseModel):
         "train"  # whose log-probs the ratio divides by: the trainer's, the sampler's
     )
     prompts_factor: int = 1  # prompts per rollout batch, relative to the recipe (PPO without siblings: G)
-    # whose expert choices an update of a mixture of experts replays; auto: see harness.core.routing.replay_mode
+    # whose expert choices an update of a mixture of experts replays; auto: see `replay_mode`
     routing_replay: Literal["auto", "off", "r2", "r3"] = "auto"
 
     @field_validator(*(s for s in SLOTS if s not in MANY), mode="before")
@@ -307,3 +309,13 @@ def _describe(part: Part) -> str:
     values = {name: getattr(part, name) for name in type(part).model_fields}
     fields = ", ".join(f"{name}={_describe(v) if isinstance(v, Part) else v}" for name, v in values.items())
     return f"{part.kind}({fields})" if fields else part.kind
+
+
+def replay_mode(algorithm: Algorithm, *, moe: bool) -> Replay:
+    """What `auto` means: r2 for token-level ratios on a mixture of experts, off for sequence ratios and dense models.
+
+    Source: GSPO (2507.18071) section 5.3, which trains GRPO with replay and GSPO without.
+    """
+    if algorithm.routing_replay != "auto":
+        return algorithm.routing_replay
+    return "r2" if moe and algorithm.ratio.per_token else "off"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from harness.core.algorithm import Algorithm, difference, leaves, override
+from harness.core.algorithm import Algorithm, difference, leaves, override, replay_mode
 from harness.core.errors import UsageError, near
 from harness.core.registry import algorithm as preset
 from harness.core.spec import Recipe, RunSpec, ScheduleEntry, parse
@@ -68,6 +68,10 @@ def deviations(spec: RunSpec, record: Algorithm) -> tuple[str, ...]:
     changes = difference(preset(spec.algorithm), record)
     found = [_change(path, a, b) for path, (a, b) in changes.items() if _told(path, a, b)]
     found += [f"at {e.at:g} of the budget: {e.overrides}" for e in spec.schedule]
+    if spec.backend.routers and record.routing_replay == "auto":
+        kind = "token" if record.ratio.per_token else "sequence"
+        mode = replay_mode(record, moe=True)
+        found.append(f"routing_replay: {mode}, the default of {kind} ratios on a mixture of experts")
     if spec.start is not None:
         found.append(f"starts from {spec.start.run} ({spec.start.checkpoint})")
         found += [f"start: {what} reset" for what in spec.start.reset]

@@ -13,24 +13,11 @@ from typing import Literal, Protocol
 
 import torch
 
-from harness.core.algorithm import Algorithm
 from harness.core.shapes import Bool, Float, Int, Tensor
 
 Score = Literal["softmax_post", "softmax_pre", "sigmoid"]
-Replay = Literal["off", "r2", "r3"]
-"""Whose choice an update replays: nobody's; the trainer's under the old weights; the sampler's."""
 INDEX = torch.int16  # of a kept expert
 UNKNOWN = -1  # where none was recorded
-
-
-def replay_mode(algorithm: Algorithm, *, moe: bool) -> Replay:
-    """What `auto` means: r2 for token-level ratios on a mixture of experts, off for sequence ratios and dense models.
-
-    Source: GSPO (2507.18071) section 5.3, which trains GRPO with replay and GSPO without.
-    """
-    if algorithm.routing_replay != "auto":
-        return algorithm.routing_replay
-    return "r2" if moe and algorithm.ratio.per_token else "off"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,6 +152,7 @@ class BackendSpec(Spec):
     threads: int = Field(1, ge=1)
     attention: str = "sdpa"  # an attention of transformers, or grouped_products
     experts: str | None = None  # how a mixture's experts compute (eager, grouped_mm, ...); None: the model's own way
+    routers: int = Field(0, ge=0)  # layers that route to experts; 0: a dense model
     engine: EngineSpec = EngineSpec()
     update: UpdateSpec = UpdateSpec()
 
@@ -302,7 +303,7 @@ def _without_paths(data: dict[str, Any]) -> dict[str, Any]:
         task = {**task, "name": task["name"].rsplit("/", 1)[-1], "params": {**task["params"], **files}}
     if start is not None:
         start = {**start, "run": start["run"].rstrip("/").rsplit("/", 1)[-1]}
-    backend = {k: v for k, v in data["backend"].items() if k != "experts" or v is not None}
+    backend = {k: v for k, v in data["backend"].items() if k not in ("experts", "routers") or v}
     return {**data, "backend": {**backend, "engine": engine}, "task": task, "start": start}
 
 

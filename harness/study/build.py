@@ -36,6 +36,7 @@ from harness.core.spec import (
 from harness.study.arms import apply_changes, build_arm, check_arms, check_cells
 from harness.study.designs import build_cells, parse_design, refuse_twins, with_design
 from harness.study.presets import Kind, load_preset, merge
+from harness.study.replay import with_replay
 
 SECTIONS = ("recipe", "eval", "task", "model", "backend", "budget", "checkpoints", "monitor")
 KEYS = (
@@ -135,7 +136,7 @@ def build(
         refusals_along(record, arm_recipe(recipe, arm), (*spec.schedule, *arm.schedule), task.info)
     name = choices.name or data.get("name") or study_name(spec)
     spec = spec.model_copy(update={"name": name})
-    spec = spec.model_copy(update={"backend": backend_of(spec)})
+    spec = with_replay(spec.model_copy(update={"backend": backend_of(spec)}), named=ablation is None)
     used = [f"{path} = {value}" for path, value in recipe.overrides.items()]
     return Planned(spec=spec, task=task, warnings=list(dict.fromkeys(notes)), recipe_notes=used, ablation=ablation)
 

@@ -37,8 +37,8 @@ def choose_backend(model: ModelSpec, given: Mapping[str, Any]) -> tuple[BackendS
     The facts of a mixture of experts say how large it is: `moe` with `layers` (that have a router), `experts`, `top_k`.
     """
     if model.name in MIXTURES:
-        fixed = {"threads": 1, "experts": EMBEDDED_EXPERTS}
         moe = {"layers": model.params.get("layers", 2), **MIXTURES[model.name]}
+        fixed = {"threads": 1, "experts": EMBEDDED_EXPERTS, "routers": moe["layers"]}
         return with_engine_dtype(BackendSpec.model_validate(fixed | dict(given))), {"moe": moe}
     if model.name in EMBEDDED:
         return with_engine_dtype(BackendSpec.model_validate({"threads": 1, **given})), {}
@@ -48,6 +48,7 @@ def choose_backend(model: ModelSpec, given: Mapping[str, Any]) -> tuple[BackendS
     seconds = facts["seconds"]
     chosen["dtype"] = min(seconds, key=seconds.__getitem__)
     chosen["attention"] = facts["attention"]
+    chosen["routers"] = 0 if facts["moe"] is None else facts["moe"]["layers"]
     tried = facts["experts"].get(given.get("dtype", chosen["dtype"]))
     if tried:
         work = "step" if given.get("sampler", "transformers") == "transformers" else "update"

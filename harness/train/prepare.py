@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from harness.core.algorithm import Algorithm
+from harness.core.algorithm import Algorithm, replay_mode
 from harness.core.errors import UsageError
 from harness.core.parts import AdvantageInput, Advantages, ExclusionView, RowView
 from harness.core.randomness import counter, uniforms
-from harness.core.routing import replay_mode
 from harness.core.shapes import Bool, Float, Tensor
 from harness.core.types import RolloutBatch
 from harness.train.networks import Networks, Rows, as_rows, no_grad_logps, no_grad_values

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from harness.core.algorithm import Replay
 from harness.core.errors import UsageError
-from harness.core.routing import INDEX, UNKNOWN, Chosen, Pass, Replay, RouterSet, new_experts
+from harness.core.routing import INDEX, UNKNOWN, Chosen, Pass, RouterSet, new_experts
 from harness.core.shapes import Bool, Float, Int, Tensor
 
 
