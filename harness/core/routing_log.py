@@ -29,11 +29,14 @@ class RoutingRecord(Record):
     since_start: tuple[float, ...] | None  # the same tokens before this step, since the initial policy
     selections: tuple[tuple[float, ...], ...]  # by optimizer step under newer weights: shares of new choices
     tokens: tuple[tuple[float, ...], ...]  # the same: shares of tokens with any new choice
+    anywhere: tuple[float, ...]  # the same, in any layer: one number by optimizer step
     sampler: tuple[float, ...] | None  # shares of choices in which trainer and sampler differ
     max_vio: tuple[float, ...]
     dead_experts: tuple[float, ...]
     route_entropy: tuple[float, ...]
     replay_bytes: int  # of the routes that were kept for replay
+    bytes_per_token: int  # layers x k x size of an index
+    gap_tokens: int | None  # tokens beyond the limit; None: not in full precision
     gaps: tuple[Gap, ...] = ()  # the largest ones; steps.jsonl has their number
 
 

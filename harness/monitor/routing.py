@@ -88,9 +88,10 @@ def routing_metrics(
     if probe is not None:
         row["moe/expert_change"] = float(probe.step.mean())
         row["moe/expert_change_total"] = float(probe.since_start.mean())
-    gaps: list[Gap] = []
+    gap_tokens, gaps = None, list[Gap]()
     if full_precision and old_logp is not None:
-        row["moe/gap_tokens"], gaps = _gaps(routing, batch, old_logp, known)
+        gap_tokens, gaps = _gaps(routing, batch, old_logp, known)
+        row["moe/gap_tokens"] = gap_tokens
     compared = [c for c in routing.between if c.compared]
     record = RoutingRecord(
         step=step,
@@ -99,11 +100,14 @@ def routing_metrics(
         since_start=None if probe is None else _list(probe.since_start),
         selections=tuple(_list(c.slots / (c.compared * routing.routers.top_k)) for c in compared),
         tokens=tuple(_list(c.tokens / c.compared) for c in compared),
+        anywhere=tuple(round(c.anywhere / c.compared, 6) for c in compared),
         sampler=None if sampler is None else _list(sampler),
         max_vio=_list(balance.max_vio),
         dead_experts=_list(balance.dead),
         route_entropy=_list(balance.entropy),
-        replay_bytes=int(row["moe/replay_bytes"] or 0),
+        replay_bytes=replay_bytes(routing),
+        bytes_per_token=routing.old.bytes_per_token,
+        gap_tokens=gap_tokens,
         gaps=tuple(gaps),
     )
     return row, record

@@ -17,6 +17,7 @@ Layout (schema_version 2); an *estimate* is {value, low, high, n, level, estimat
     components  slots x arms; differences: dotted paths; identical: arms with equal resolved algorithms;
                 skipped: arms left out, with the reason
     reward_components  arm -> named part of the reward -> held-out mean before and after, training mean at the end
+    routing     arm -> mode, cost and movement of the routes by layer; of a mixture of experts
     validity    may anything be ranked: level and reason, findings, checks passed, noise floor, pairing
     setup       fairness contract: what must be the same, and whether it was
     noise       seed SD, evaluation SE, spread within and between cold starts
@@ -43,6 +44,7 @@ from harness.report.declaration import declaration
 from harness.report.evidence import arm_evidence, pair_evidence, profiles, use_when
 from harness.report.provenance import provenance
 from harness.report.rewards import reward_components
+from harness.report.routing import routing_facts
 from harness.report.rules import check_rules
 from harness.report.samples import samples
 from harness.report.style import assign
@@ -93,6 +95,7 @@ def build_report(study: StudyFolder, together: int = 1) -> dict[str, Any]:
         "identical": identical({a: slots for a, slots in algorithms.items() if a not in own_recipe}),
         "skipped": [arm.model_dump() for arm in study.spec.skipped],
         "reward_components": reward_components(by_arm, counted),
+        "routing": routing_facts(by_arm, counted),
         "setup": shared_setup(study),
         "noise": verdict.noise(facts),
         "samples": samples(by_arm),

@@ -16,6 +16,7 @@ from harness.report import benchmarks, evidence_tables, figures, several_tables,
 from harness.report.declaration import sentence
 from harness.report.plots import evidence_plots
 from harness.report.rewards import reward_parts
+from harness.report.routing import heat_map, routing
 
 SHORT = {"sampled_tokens": "sampled tokens", "step": "steps", "trained_tokens": "trained tokens",
          "wallclock_s": "training time"}  # fmt: skip
@@ -36,7 +37,8 @@ def views(report: Mapping[str, Any]) -> dict[str, Any]:
     """All tables by name."""
     makers = (
         tables.verdict, evidence_tables.use_when, evidence_tables.aggregates, evidence_tables.tests,
-        tables.efficiency, tables.behaviour, reward_parts, tables.budget, tables.pairs, tables.noise, tables.ranks,
+        tables.efficiency, tables.behaviour, reward_parts, routing, tables.budget, tables.pairs, tables.noise,
+        tables.ranks,
         evidence_tables.phases, evidence_tables.tuned,
         tables.runs, tables.ledger, tables.config, tables.setup, tables.validity, benchmarks.benchmarks,
     )  # fmt: skip
@@ -49,6 +51,7 @@ def render(report: Mapping[str, Any], refresh: int | None = None) -> str:
         "axes": [_axis(report, axis) for axis in axes_of(report)],
         "evidence": [{**p, "svg": Markup(figures.svg(p["plot"]))} for p in evidence_plots(report)],
         "arms": [{**f, "svg": Markup(f["svg"])} for f in figures.arm_curves(report)],
+        "routing": Markup(figures.svg(heat)) if (heat := heat_map(report)) else "",
         "forest": Markup(figures.svg(forest)) if (forest := figures.forest(report)) else "",
         "panels": [{**p, "svg": Markup(p["svg"]) if p["svg"] else ""} for p in figures.panel_figures(report)],
         **_marks(report),

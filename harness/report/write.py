@@ -13,6 +13,7 @@ from harness.core.results import dumps, read_study, write_atomic
 from harness.report import csvs, figures, html, latex, markdown
 from harness.report.build import COLUMNS, SCHEMA_VERSION, build_report
 from harness.report.plots import evidence_plots
+from harness.report.routing import heat_map
 from harness.report.rules import check_rules
 from harness.report.several import KIND, build_several, check_several
 
@@ -112,6 +113,8 @@ def plots(report: Mapping[str, Any]) -> Iterator[figures.Plot]:
     if forest is not None:
         yield forest
     yield from (p["plot"] for p in evidence_plots(report))
+    if (heat := heat_map(report)) is not None:
+        yield heat
 
 
 def write_bytes(path: Path, content: bytes) -> None:
