@@ -145,7 +145,7 @@ def test_settings_that_cannot_be() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="no CUDA device"):
             loaded("tiny", device="cuda")
-    assert bundled_models() == ["smollm2-135m", "tiny", "tiny-turns"]
+    assert bundled_models() == ["smollm2-135m", "tiny", "tiny-moe", "tiny-moe-32", "tiny-turns"]
 
 
 def test_smollm2_loads_from_its_package_and_answers() -> None:

@@ -8,7 +8,7 @@ from harness.core.spec import Recipe, parse
 from harness.models.recipes import recipe, recipe_names
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-turns", "smollm2-135m", "default"])
+@pytest.mark.parametrize("name", ["tiny", "tiny-turns", "tiny-moe", "tiny-moe-32", "smollm2-135m", "default"])
 def test_every_recipe_is_a_recipe(name: str) -> None:
     assert name in recipe_names()
     parsed = parse(Recipe, recipe(name), name)
