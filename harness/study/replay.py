@@ -29,10 +29,10 @@ def with_replay(spec: StudySpec, *, named: bool) -> StudySpec:
 
 
 def _named(name: str, mode: Replay) -> str:
-    """`GRPO r2` and `GRPO` -> `GRPO, R2`."""
+    """`GRPO replay r2` and `GRPO` -> `GRPO, R2`."""
     bare = name
     for ending in LABEL:
-        bare = bare.removesuffix(f" {ending}")
+        bare = bare.removesuffix(f" replay {ending}")
     return bare if bare.endswith(f", {LABEL[mode]}") else f"{bare}, {LABEL[mode]}"
 
 
