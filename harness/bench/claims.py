@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.bench.run import FAILED
-from harness.bench.subjects import ALGORITHMS, TINY
+from harness.bench.subjects import ALGORITHMS, REPLAY, TINY
 
 Results = Mapping[str, Mapping[str, Any]]
 Number = Callable[[Mapping[str, Any]], float]
@@ -190,6 +190,14 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(name="PPO / GRPO, time of a step", value=ratio(["algorithm-ppo"], ["algorithm-grpo"], step)),
     Claim(name="PPO / GRPO, peak memory", value=ratio(["algorithm-ppo"], ["algorithm-grpo"], peak)),
     *_scaling(),
+    *(
+        Claim(
+            name=f"Routing Replay {m} / off, time of a step",
+            value=ratio([f"replay-{m}"], ["replay-off"], step),
+            high=1.1,
+        )
+        for m in REPLAY[1:]
+    ),
     *(
         Claim(name=f"monitoring, {name}", value=of(name, monitored), high=limit, percent=True)
         for name, limit in (*((f"algorithm-{a}", 0.03) for a in ALGORITHMS), *((f"tiny-{a}", 0.15) for a in TINY))

@@ -79,7 +79,7 @@ def measure_ours(subject: Subject) -> dict[str, Any]:
 
     from harness.assemble import assemble
     from harness.monitor.watch import Monitor, update
-    from harness.records import step_row
+    from harness.records import routing_of_step, step_row
     from harness.train.loop import Progress, one_step
 
     torch.set_num_threads(subject.threads)
@@ -90,7 +90,11 @@ def measure_ours(subject: Subject) -> dict[str, Any]:
     parts = timed(built if subject.work == "step" else replayed(built, batch_of(subject)), watch)
     parts.sampler.sync(0)
     startup = time.perf_counter() - begun
-    record, detect = watch.around("metrics", step_row), watch.around("detectors", update)
+
+    def numbers(outcome: StepOutcome, parts: Assembly) -> dict[str, Any]:
+        return step_row(outcome, parts, routing_of_step(outcome, parts)[0])
+
+    record, detect = watch.around("metrics", numbers), watch.around("detectors", update)
     monitor = Monitor(siblings=parts.algorithm.siblings, reward_low=parts.task.info.reward_range[0])
     progress, steps, rewards = Progress(), [], []
     for number in range(subject.warm_up + subject.steps):

@@ -16,10 +16,11 @@ EXACT = UpdateSpec(share_prompts=True)  # every exact saving on
 SWITCHES = tuple(name for name in UpdateSpec.model_fields if name != "compile")
 ALGORITHMS = ("ppo", "grpo", "dapo", "gspo", "gspo_token", "gfpo_shortest")
 TINY = ("ppo", "grpo", "dapo", "gspo", "gfpo_shortest", "grpo_process")
+REPLAY = ("off", "r2", "r3")  # modes of Routing Replay
 PLAIN_ALLOCATOR = "switch-keep_memory-off"
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 
-Section = Literal["step", "update", "switches", "algorithms", "scaling", "tiny", "loss", ""]
+Section = Literal["step", "update", "switches", "algorithms", "scaling", "tiny", "replay", "loss", ""]
 
 
 class Subject(Spec):
@@ -116,6 +117,16 @@ def _tiny_subjects() -> list[Subject]:
     ]
 
 
+def _replay_subjects() -> list[Subject]:
+    at: dict[str, Any] = {"section": "replay", "who": "ours", "work": "step", "model": "tiny-moe", "task": "chain"}
+    return [
+        Subject(
+            name=f"replay-{mode}", arm=f"grpo_replay_{mode}", prompts=32, optimizer_steps=4, warm_up=3, steps=20, **at
+        )
+        for mode in REPLAY
+    ]
+
+
 def catalogue(sampler: Literal["transformers", "vllm"]) -> list[Subject]:
     """All subjects in the order in which they run; `sampler` is the fastest that is installed."""
     found = [
@@ -125,6 +136,7 @@ def catalogue(sampler: Literal["transformers", "vllm"]) -> list[Subject]:
         *_algorithm_subjects(sampler),
         *_scaling_subjects(sampler),
         *_tiny_subjects(),
+        *_replay_subjects(),
         Subject(name="loss", section="loss", who="loss", work="update"),
     ]
     mine = {"keep_memory": True}

@@ -19,6 +19,7 @@ TITLES = {
     "algorithms": "Algorithms",
     "scaling": "Twice the prompts, twice the siblings",
     "tiny": "The embedded model",
+    "replay": "Routing Replay",
     "loss": "The objective",
 }
 NOTES = {
@@ -34,6 +35,7 @@ NOTES = {
     "algorithms": "Whole steps in bfloat16 with four optimizer steps, matched roster.",
     "scaling": "In bfloat16; every row contributes to the updates, the whole steps sample their own responses.",
     "tiny": "20 steps of 32 prompts on one thread.",
+    "replay": "GRPO on tiny-moe, 20 steps of 32 prompts on one thread; `off` records routes too, for the metrics.",
     "loss": "Loss and backward of 512 x 1024 tokens through the shared objective and written inline; median of pairs.",
 }
 
@@ -111,6 +113,7 @@ COLUMNS: Mapping[str, tuple[tuple[Column, ...], ...]] = {
     "algorithms": (STEP, MEMORY),
     "scaling": (UPDATE,),
     "tiny": (TINY,),
+    "replay": (TINY,),
     "loss": (LOSS,),
 }
 
