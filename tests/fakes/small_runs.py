@@ -12,6 +12,7 @@ from algorithms.arms import ARMS, arm_overrides
 from harness import NUMERICS_VERSION
 from harness.core.metrics import WALLCLOCK_COLUMNS
 from harness.core.results import EVALS, EVENTS, RESULT, SAMPLES, SPEC, STEPS, read_lines, write_atomic
+from harness.core.routing_log import ROUTING
 from harness.core.spec import RunSpec
 from harness.models.recipes import recipe
 from harness.study.presets import merge
@@ -55,6 +56,7 @@ def numbers_of(folder: Path) -> dict[str, Any]:
         "steps": rows,
         "evals": [*read_lines(folder / EVALS)],
         "samples": [*read_lines(folder / SAMPLES)],
+        "routing": [*read_lines(folder / ROUTING)],
         "events": [{**e, "checkpoint_last_healthy": None} for e in read_lines(folder / EVENTS)],
         "result": {k: v for k, v in result.items() if k not in machine},
         "rollouts": {p.name: p.stat().st_size for p in sorted((folder / "rollouts").glob("*"))},

@@ -27,6 +27,7 @@ ARMS = {
     "dapo": {},
     "gfpo_adaptive": {"overrides": {"selection.warmup_prompts": 2}},
     "gspo_calibrated": {},
+    "grpo_replay_r2": {"model": {"name": "tiny-moe"}},
 }
 
 
@@ -79,7 +80,7 @@ def kill_at(
 
 @pytest.mark.parametrize(("arm", "step", "torn"), [
     ("grpo", 4, True), ("ppo", 2, False), ("ppo", 4, True), ("dapo", 3, True), ("gfpo_adaptive", 4, False),
-    ("gspo_calibrated", 3, True),
+    ("gspo_calibrated", 3, True), ("grpo_replay_r2", 3, True),
 ])  # fmt: skip
 @pytest.mark.usefixtures("save_often")
 def test_killed_between_checkpoints(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from harness.assemble import Assembly, assemble
 from harness.core.errors import UsageError
 from harness.core.routing import UNKNOWN
-from harness.core.spec import BackendSpec, ModelSpec, UpdateSpec
+from harness.core.spec import BackendSpec, ModelSpec, TaskSpec, UpdateSpec
 from harness.models.routers import RULES, Routers
 from harness.train.loop import Progress, one_step
 from harness.train.networks import no_grad_logps
@@ -187,6 +187,20 @@ def test_every_algorithm_makes_a_step_under_every_mode(models: Path, arm: str, m
     parts = assembled(models, "mixtral", mode, {"share_prompts": True}, arm=arm)
     outcome = one_step(parts.trainer, Progress(step=50), 0.0)
     assert outcome.progress.step == 51
+
+
+def test_a_game_of_several_turns_replays_the_samplers_routes(models: Path) -> None:
+    """Replies are read, so they have routes; each token keeps the one that it took first."""
+    spec = run_spec("grpo", overrides={"routing_replay": "r3"}, recipe={"prompts_per_step": 4, "max_new_tokens": 6})
+    named = {"model": ModelSpec(name=str(folder("mixtral", models))), "task": TaskSpec(name="guess")}
+    spec = spec.model_copy(update=named)
+    parts = assemble(spec)
+    ready = batch(parts)
+    assert any(len(t.turns) > 1 for t in ready.batch.trajectories)
+    assert ready.routing is not None
+    assert not bool(ready.mask.all())
+    for trace in updated(parts, ready):
+        assert float((trace.logp - trace.behaviour_logp)[trace.mask].abs().max()) <= 1e-4
 
 
 def test_modes_by_default(models: Path) -> None:
