@@ -54,7 +54,7 @@ ARMS: Mapping[str, Arm] = {
     "grpo_turns": Arm(algorithm="grpo", overrides={"advantage": "turns"}, bracket="dense"),
     "ppo_turns": Arm(algorithm="ppo", overrides={"advantage.rewards": "turns"}, bracket="dense"),
     **{
-        f"{name}_{mode}": Arm(algorithm=name, overrides={"routing_replay": mode})
+        f"{name}_replay_{mode}": Arm(algorithm=name, overrides={"routing_replay": mode})
         for name in ("grpo", "gspo")
         for mode in ("off", "r2", "r3")
     },
