@@ -372,8 +372,7 @@ MOE = tuple(
          "0 where nothing is replayed."),
         ("max_vio", "(max load - balanced) / balanced", "x", "worst layer", _DENSE, "max_vio/mean", ""),
         ("load_cv", "SD / mean of expert loads", "1", "worst layer", _DENSE, None, ""),
-        ("dead_experts", "share of experts with < 1 % of their fair share", "fraction", "worst layer", _DENSE, None,
-         ""),
+        ("dead_experts", "share of experts below 1 % of a fair share", "fraction", "worst layer", _DENSE, None, ""),
         ("route_entropy", "H / log E of expert loads", "[0, 1]", "worst layer", _DENSE, None, ""),
     )
 )  # fmt: skip

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import torch
 
 from harness.core.metrics import UPDATE_SUFFIXES
+from harness.core.routes import BatchRoutes, Changes, ProbeSeen
 from harness.core.routing import UNKNOWN, new_experts
 from harness.core.routing_log import Gap, RoutingRecord
 from harness.core.shapes import Bool, Float, Int, Tensor
 from harness.core.types import RolloutBatch
 from harness.monitor.numbers import Row
-from harness.train.probe import ProbeSeen
-from harness.train.routes import Changes, Routing
 
 GAP = 1e-3  # nats; engine and trainer of one model differ by 1e-6 in float32
 LISTED = 20  # gaps of a step that are listed
@@ -53,7 +52,7 @@ def loads(experts: Int[Tensor, "n layers k"], num_experts: int) -> Loads:
 
 @torch.no_grad()
 def routing_metrics(
-    routing: Routing,
+    routing: BatchRoutes,
     batch: RolloutBatch,
     old_logp: Float[Tensor, "B T"] | None,
     probe: ProbeSeen | None,
@@ -69,7 +68,7 @@ def routing_metrics(
     if not bool(known.any()):
         return {}, None
     chosen = routing.old.experts[known]
-    balance = loads(chosen, routing.routers.num_experts)
+    balance = loads(chosen, routing.num_experts)
     sampler = None
     row: Row = {
         "moe/max_vio": float(balance.max_vio.max()),
@@ -77,12 +76,12 @@ def routing_metrics(
         "moe/dead_experts": float(balance.dead.max()),
         "moe/route_entropy": float(balance.entropy.min()),
         "moe/replay_bytes": replay_bytes(routing),
-        **_updates(routing.between, routing.routers.top_k),
+        **_updates(routing.between, routing.top_k),
     }
     if routing.sampled is not None and bool((known & batch.fresh[:, None]).any()):
         ours = known & batch.fresh[:, None]  # rows carried over come from older weights
         differing = new_experts(routing.old.experts[ours], routing.sampled.experts[ours])
-        sampler = differing.float().mean(0) / routing.routers.top_k
+        sampler = differing.float().mean(0) / routing.top_k
         row["moe/sampler_selections"] = float(sampler.mean())
         row["moe/sampler_tokens"] = float((differing > 0).any(-1).float().mean())
     if probe is not None:
@@ -98,7 +97,7 @@ def routing_metrics(
         mode=routing.mode,
         expert_change=None if probe is None else _list(probe.step),
         since_start=None if probe is None else _list(probe.since_start),
-        selections=tuple(_list(c.slots / (c.compared * routing.routers.top_k)) for c in compared),
+        selections=tuple(_list(c.slots / (c.compared * routing.top_k)) for c in compared),
         tokens=tuple(_list(c.tokens / c.compared) for c in compared),
         anywhere=tuple(round(c.anywhere / c.compared, 6) for c in compared),
         sampler=None if sampler is None else _list(sampler),
@@ -113,7 +112,7 @@ def routing_metrics(
     return row, record
 
 
-def replay_bytes(routing: Routing) -> int:
+def replay_bytes(routing: BatchRoutes) -> int:
     """Tokens x layers x k x the size of an index; 0 where nothing is replayed."""
     if routing.mode == "off":
         return 0
@@ -137,7 +136,7 @@ def _updates(between: Sequence[Changes], k: int) -> Row:
 
 
 def _gaps(
-    routing: Routing, batch: RolloutBatch, old_logp: Float[Tensor, "B T"], known: Bool[Tensor, "B L"]
+    routing: BatchRoutes, batch: RolloutBatch, old_logp: Float[Tensor, "B T"], known: Bool[Tensor, "B L"]
 ) -> tuple[int, list[Gap]]:
     """How many tokens of the rows that were recorded lie beyond GAP, and the largest of them."""
     gap = (old_logp - batch.behaviour_logp) * (batch.mask & (known.any(-1) & batch.fresh)[:, None])
@@ -146,7 +145,7 @@ def _gaps(
     return len(beyond), [_gap(routing, batch, row, token, float(gap[row, token])) for row, token in worst]
 
 
-def _gap(routing: Routing, batch: RolloutBatch, row: int, token: int, gap: float) -> Gap:
+def _gap(routing: BatchRoutes, batch: RolloutBatch, row: int, token: int, gap: float) -> Gap:
     read = int(routing.starts[row]) + token  # tokens that the log-prob depends on
     margins = routing.old.margins[row, :read]
     finite = margins[margins.isfinite()]

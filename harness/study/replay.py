@@ -24,6 +24,13 @@ def with_replay(spec: StudySpec, *, named: bool) -> StudySpec:
     if not named or not spec.backend.routers:
         return spec
     names = {name: _named(name, mode) for name, mode in modes.items()}
+    twins = [name for name in names if list(names.values()).count(names[name]) > 1]
+    if twins:
+        raise UsageError(
+            f"arms {', '.join(twins)}",
+            f"on a mixture of experts they are the same arm: {names[twins[0]]}",
+            "one of them, or another routing_replay (off, r2, r3)",
+        )
     arms = tuple(arm.model_copy(update={"name": names[arm.name]}) for arm in spec.arms)
     return spec.model_copy(update={"arms": arms, "reference_arm": names[spec.reference_arm]})
 

@@ -10,13 +10,14 @@ import torch
 
 from harness.core.algorithm import Algorithm
 from harness.core.resolve import scheduled
+from harness.core.routes import ProbeSeen
 from harness.core.shapes import Tensor
 from harness.core.spec import Budget, Recipe, ScheduleEntry
 from harness.core.types import RolloutBatch, RolloutGroup, UpdateTrace
 from harness.train.networks import Networks
 from harness.train.optimizer import learning_rate
 from harness.train.prepare import Prepared, TaskFacts, prepare
-from harness.train.probe import ProbeSeen, RouteProbe, compared
+from harness.train.probe import RouteProbe, compared
 from harness.train.update import Optimizers, Plan, Rates, old_logps, plan_updates, update
 
 SHUFFLE = 11  # stream of the mini-batch order

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from harness.core.routes import ProbeSeen
 from harness.core.routing import RouterSet, Watched, new_experts
-from harness.core.shapes import Bool, Float, Int, Tensor
+from harness.core.shapes import Bool, Int, Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,14 +26,6 @@ class RouteProbe:
     def look(self, policy: nn.Module) -> Int[Tensor, "n layers k"]:
         """Routes of the counted tokens under the policy as it is now."""
         return _routes(policy, self.routers, self.input_ids, self.counts)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeSeen:
-    """Shares of (token, slot) pairs whose expert is new, by layer."""
-
-    step: Float[Tensor, "layers"]  # by one optimizer step
-    since_start: Float[Tensor, "layers"]  # before that step, since the initial policy
 
 
 def new_probe(

@@ -7,13 +7,14 @@ shared prompt and no mini-batch partition changes what is replayed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from harness.core.algorithm import Replay
 from harness.core.errors import UsageError
-from harness.core.routing import INDEX, UNKNOWN, Chosen, Pass, RouterSet, new_experts
+from harness.core.routes import BatchRoutes, Book, Changes, empty_book
+from harness.core.routing import UNKNOWN, Chosen, Pass, RouterSet, new_experts
 from harness.core.shapes import Bool, Float, Int, Tensor
 
 
@@ -29,42 +30,6 @@ class Place:
 
 Follow = Callable[[Place], Pass]
 """What a forward over some place does with routing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Book:
-    """What is known of the routes of B rows over L positions; -1 where nothing is."""
-
-    experts: Int[Tensor, "B L layers k"]
-    margins: Float[Tensor, "B L layers"]  # logit of the last expert chosen - that of the next one; NaN where unknown
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Of a replay: layers x k x the size of an index."""
-        return self.experts[0, 0].numel() * self.experts.element_size()
-
-
-def empty_book(shape: tuple[int, int], routers: RouterSet, device: torch.device) -> Book:
-    """Nothing is known."""
-    layers = routers.num_layers
-    return Book(
-        experts=torch.full((*shape, layers, routers.top_k), UNKNOWN, dtype=INDEX, device=device),
-        margins=torch.full((*shape, layers), torch.nan, device=device),
-    )
-
-
-@dataclass(slots=True, kw_only=True)
-class Changes:
-    """Natural choices that differ from earlier ones, over the response tokens that were compared."""
-
-    slots: Tensor  # [layers] (token, slot) pairs whose expert is not among the earlier ones
-    tokens: Tensor  # [layers] tokens with any such slot
-    anywhere: int = 0  # tokens with any such slot in any layer
-    compared: int = 0  # tokens
-
-    @classmethod
-    def none(cls, layers: int) -> Changes:
-        return cls(slots=torch.zeros(layers), tokens=torch.zeros(layers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,18 +107,11 @@ def _margins(logits: Float[Tensor, "N E"], k: int) -> Float[Tensor, "N"]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Routing:
-    """The routes of one rollout batch under a replay mode."""
+class Routing(BatchRoutes):
+    """The routes of one rollout batch, and what its forwards do with them."""
 
     routers: RouterSet
-    mode: Replay
-    starts: Int[Tensor, "B"]  # tokens of each row's prompt
-    ends: Int[Tensor, "B"]  # of prompt and response together
-    response: Bool[Tensor, "B L"]  # response tokens that the policy produced and that are read
     siblings: tuple[tuple[int, ...], ...]  # the other rows with the same prompt, by row
-    sampled: Book | None  # the sampler's choices
-    old: Book  # the trainer's natural ones under the old weights
-    between: list[Changes] = field(default_factory=list)  # old against new policy, by optimizer step
 
     @property
     def recorded(self) -> bool:
@@ -248,6 +206,8 @@ def routing_of(
     shape = (len(lengths), width)
     return Routing(
         routers=routers,
+        num_experts=routers.num_experts,
+        top_k=routers.top_k,
         mode=mode,
         starts=starts,
         ends=ends,

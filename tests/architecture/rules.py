@@ -61,6 +61,7 @@ ROOMS = {
             "harness.assemble",
             "harness.records",
             "harness.saving",
+            "harness.probing",
             "harness.gate",
             "harness.selftest",
             "harness.watching",
@@ -106,6 +107,7 @@ ROOMS = {
             "harness.core.search",
             "harness.core.lock",
             "harness.core.benchmarks",
+            "harness.core.routing_log",
             "harness.stats",
             "harness.validity",
         ),
@@ -121,6 +123,7 @@ EXCEPTIONS = {
     ("harness.core.registry", "tasks"): "the same for tasks",
     ("harness.models.coldstart", "tasks"): "offline tool that makes the shipped cold starts out of the task's text",
     ("harness.models.coldstart_turns", "tasks"): "the same for the two games",
+    ("harness.models.coldstart_moe", "tasks"): "the load of the experts is measured on answers of chain",
 }
 
 # Third party -> modules that may import it, lazily or not.

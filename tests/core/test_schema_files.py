@@ -11,7 +11,7 @@ from harness.core import schema
 from harness.core.results import read_lines
 from tests.fakes.run_folders import write_fake_study
 
-OF_OTHER_COMMANDS = {"microscope", "recovery", "ablation", "trials", "search", "benchmarks"}
+OF_OTHERS = {"routing", "microscope", "recovery", "ablation", "trials", "search", "benchmarks"}
 
 
 @pytest.mark.parametrize("name", sorted(schema.schemas()))
@@ -40,7 +40,7 @@ def validate_study(path: Path) -> None:
         for row in rows:
             known[file.stem].validate(row)
         seen.add(file.stem)
-    assert seen - {"validity"} == set(known) - {"study", "validity", *OF_OTHER_COMMANDS}
+    assert seen - {"validity"} == set(known) - {"study", "validity", *OF_OTHERS}
 
 
 def test_steps_schema_refuses_a_misspelt_column(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from harness.models.recipes import held_out, recipe
 from harness.study.arms import apply_changes, build_arm
 from harness.study.build import Choices, Planned, build, run_specs
 from harness.study.compare import plan_runs, prepare_folder
+from harness.study.measure import choose_backend
 from harness.study.presets import load_preset, preset_names
 
 SMALL = Choices(preset="quick", arms=("grpo", "gspo"), seeds=(0, 1), budget={"steps": 3})
@@ -193,7 +194,7 @@ def test_finite_splits_bound_the_evaluation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_bundled_studies_can_be_built(name: str) -> None:
-    spec = planned(Choices(preset=name)).spec
+    spec = build(Choices(preset=name), recipe, held_out, lambda spec: choose_backend(spec.model, {})[0]).spec
     assert spec.preset == name
     assert len(run_specs(spec)) == len(spec.arms) * len(spec.seeds)
     assert load_preset(name)["task"] == ("guess" if name == "multi-turn" else "chain")
