@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeForCausalLM,
+)
 
 from harness.backends.samplers.vllm.weights import (
     engine_head_size,
@@ -19,6 +27,7 @@ from harness.backends.samplers.vllm.weights import (
 )
 from harness.core.errors import UsageError
 from harness.models.tiny import tiny_model, tiny_tokenizer
+from harness.models.tiny_moe import tiny_moe_model
 from tests.contracts.subjects import random_moe
 
 IDS = torch.tensor([[3, 11, 20, 5, 6, 1, 24, 2, 9, 9, 14]])
@@ -51,6 +60,17 @@ def test_widened_heads_compute_the_same(head: int) -> None:
     assert unexpected == []
     torch.testing.assert_close(wide(IDS).logits, narrow(IDS).logits, rtol=1e-4, atol=1e-4)
     assert wide.model.layers[0].self_attn.head_dim == 32
+
+
+@torch.no_grad()
+def test_a_mixture_of_experts_is_widened_alike(tmp_path: Path) -> None:
+    """Read back from a checkpoint with the given weights, as an engine reads them."""
+    narrow = tiny_moe_model("tiny-moe", 2).eval()
+    write_folder(narrow, tiny_tokenizer(), tmp_path, 32)
+    save_file({k: v.contiguous() for k, v in named_tensors(narrow, 32).items()}, tmp_path / "model.safetensors")
+    wide = Qwen3MoeForCausalLM.from_pretrained(tmp_path).eval()
+    assert engine_head_size(narrow, "cpu") == wide.config.head_dim == 32
+    torch.testing.assert_close(wide(IDS).logits, narrow(IDS).logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("build", [random_moe, tiny_model, lambda: qwen(32, tied=False)])

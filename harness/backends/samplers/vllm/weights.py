@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NARROWEST_ON_CPU = 32  # the smallest head its attention kernels have; vllm/v1/attention/backends/cpu_attn.py, 0.32
-WIDENED = "Qwen3ForCausalLM"
+WIDENED = ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM")  # their attention is the same
 
 
 def head_size(policy: PreTrainedModel) -> int:
@@ -36,7 +36,7 @@ def head_sizes(policy: PreTrainedModel) -> frozenset[int]:
     """Head sizes that the policy's weights can be given: its own, and the one it can be widened to."""
     size = head_size(policy)
     wide = (
-        type(policy).__name__ == WIDENED and size < NARROWEST_ON_CPU and size % 2 == 0 and NARROWEST_ON_CPU % size == 0
+        type(policy).__name__ in WIDENED and size < NARROWEST_ON_CPU and size % 2 == 0 and NARROWEST_ON_CPU % size == 0
     )
     return frozenset({size, NARROWEST_ON_CPU}) if wide else frozenset({size})
 
