@@ -51,9 +51,9 @@ def _log_ratios(trace: UpdateTrace) -> tuple[Float[Tensor, "B T"], Bool[Tensor, 
 
 
 def length_metrics(trace: UpdateTrace) -> dict[str, Value]:
-    """Spread of the ratio among rows of like length: bins (L/2, L], L = 1, 2, 4, ..., those with two rows and more.
+    """Spread of the ratio among rows of like length: bins (L/2, L], L = 1, 2, 4, ..., of two rows and more.
 
-    Under independent tokens SD(sum_t d) grows as L^.5 and SD(mean_t d) falls as L^-.5; whether it does is measured here.
+    Under independent tokens SD(sum_t d) grows as L^.5 and SD(mean_t d) falls as L^-.5; this measures it.
     """
     d, use, count = _log_ratios(trace)
     upper = 2 ** torch.ceil(torch.log2(count.clamp(min=1).double())).long()

@@ -179,6 +179,7 @@ def run_facts(run: RunFolder) -> dict[str, Any]:
         "trained_tokens": result.trained_tokens if result else int(last.get("trained_tokens_cum") or 0),
         "prompts": int(last["prompts_cum"]) if last.get("prompts_cum") is not None else None,
         "wallclock_s": result.wallclock_s if result else _number(last.get("wallclock_s")),
+        "seconds_per_million": _per_million(result),
         "memory_mib": _memory(result),
         "resumes": result.resumes if result else None,
         "reward_end": tail_mean(values(run.steps, "reward/mean")),
@@ -236,6 +237,13 @@ def _collapse_tokens(run: RunFolder, state: str) -> int | None:
         return None
     known = [e.sampled_tokens_at_onset for e in run.events if e.severity in COLLAPSED]
     return min((t for t in known if t is not None), default=run.result.sampled_tokens)
+
+
+def _per_million(result: RunResult | None) -> float | None:
+    """Training time per million sampled tokens, discarded ones included."""
+    if result is None or not result.sampled_tokens or not result.wallclock_s:
+        return None
+    return 1e6 * result.wallclock_s / result.sampled_tokens
 
 
 def _memory(result: RunResult | None) -> float | None:

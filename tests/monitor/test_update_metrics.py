@@ -204,7 +204,8 @@ def test_the_ratio_by_length_equals_the_loops(rows: list[list[float]]) -> None:
         full, geo = [sum(row) for row in kept], [sum(row) / len(row) for row in kept]
         w = [math.exp(x) for row in kept for x in row]
         expected |= {
-            f"{high}/rows": len(kept), f"{high}/full_logsd": float(np.std(full)), f"{high}/geo_logsd": float(np.std(geo)),
+            f"{high}/rows": len(kept),
+            f"{high}/full_logsd": float(np.std(full)), f"{high}/geo_logsd": float(np.std(geo)),
             f"{high}/ess_tok": sum(w) ** 2 / (len(w) * sum(x * x for x in w)),
         }  # fmt: skip
     by_length = {key.removeprefix("ratio/by_length/"): v for key, v in found.items() if "by_length" in key}
