@@ -63,6 +63,9 @@ def _length_plot(report: Report, name: str, title: str) -> Plot:
         axes = figure.add_axes((0.17, 0.17, 0.8, 0.78))
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        everything = [b[name]["value"] for data in report["ratio_by_length"].values() for b in data["bins"]]
+        known = [v for v in everything if v]
+        axes.set_ylim(min(known, default=1.0) / 2, 2 * max(known, default=1.0))  # wider intervals are cut
         for a in report["arms"]:
             bins = [b for b in report["ratio_by_length"].get(a["name"], {"bins": []})["bins"] if b[name]["value"]]
             x, y = [b["middle"] for b in bins], [b[name]["value"] for b in bins]
