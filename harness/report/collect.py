@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.core.columns import Questions, StepColumns
-from harness.core.results import COLLAPSED
+from harness.core.results import COLLAPSED, EVALS, STEPS
 from harness.core.scores import final_eval, score_of
 from harness.stats.curve import dispersion, drawdown
 from harness.stats.estimate import clustered_mean, finite
@@ -163,6 +163,7 @@ def run_facts(run: RunFolder) -> dict[str, Any]:
         "validity_reasons": list(result.validity_reasons) if result else [],
         "error": result.error if result else None,
         "counted": counted,
+        "absent": [n for n, rows in ((STEPS, run.steps), (EVALS, run.evals)) if state in COUNTED and not rows],
         "why_not_counted": None if counted else _why_not(state, invalid, score),
         "score": score.value if counted else None,
         "score_source": score.source,

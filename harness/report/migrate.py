@@ -23,21 +23,21 @@ def upgraded(data: dict[str, Any], kind: str, now: int) -> dict[str, Any]:
 
 
 def _to_3(report: Mapping[str, Any]) -> dict[str, Any]:
-    """3 added the time per million tokens, from the time and the tokens of every run, and the ratio by length."""
-    runs = [{**r, "seconds_per_million": _rate(r)} for r in report["runs"]]
+    """3 added the time per million tokens (from those of every run), ratio by length, entropy paths, limits, routes."""
+    runs = [{**r, "absent": [], "seconds_per_million": _rate(r)} for r in report["runs"]]
     arms = [
         {**a, "seconds_per_million": estimate([r for r in runs if r["arm"] == a["name"]], "seconds_per_million")}
         for a in report["arms"]
     ]
     device, threads = report["provenance"]["backend"].get("device", "cpu"), report["provenance"]["backend"]["threads"]
     panels = [{**p, "limit": LIMITS.get(p["key"])} for p in report["panels"]]
-    return {**report, "runs": runs, "panels": panels, "trajectories": trajectories(report["curves"], panels),
-            "arms": arms, "ratio_by_length": {},
+    return {"routing": {}, **report, "runs": runs, "arms": arms, "panels": panels, "ratio_by_length": {},
+            "trajectories": trajectories(report["curves"], panels),
             "study": {**report["study"], "clock": clock(device, threads)}}  # fmt: skip
 
 
 def _rate(run: Mapping[str, Any]) -> float | None:
-    finished = run["status"] not in ("unfinished",) and run["wallclock_s"] and run["sampled_tokens"]
+    finished = run["status"] != "unfinished" and run["wallclock_s"] and run["sampled_tokens"]
     return 1e6 * run["wallclock_s"] / run["sampled_tokens"] if finished else None
 
 

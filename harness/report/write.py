@@ -58,7 +58,14 @@ def render_again(source: Path, out: Path) -> dict[str, Path]:
             f"this version renders schema_version {FROM} to {SCHEMA_VERSION} of {' and '.join(map(repr, kinds))}",
             "make it again from the run folders: harness report STUDY",
         )  # fmt: skip
-    newest = upgraded(data, "study report", SCHEMA_VERSION)
+    try:
+        newest = upgraded(data, "study report", SCHEMA_VERSION)
+        check_rules(newest) if found[1] != KIND else check_several(newest)
+    except KeyError as error:
+        raise UsageError(
+            f"{source}: no {error} in it", "it is cut, or was written between two versions",
+            "make it again from the run folders: harness report STUDY",
+        ) from None  # fmt: skip
     if newest is not data or out.resolve() != source.resolve().parent:
         write_atomic(out / "report.json", dumps(newest) + "\n")
     return {"json": out / "report.json", **kinds[found[1]](newest, out)}

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from harness.core.errors import UsageError
 from harness.core.results import SampleRecord, append_line, read_study, to_json
 from harness.core.spec import ArmSpec, Budget
 from harness.report import build_report, terminal_table, text, write_report
@@ -158,6 +159,7 @@ def test_a_report_of_the_version_before_is_rendered_as_one_of_today(report: dict
     old = json.loads(json.dumps(report))
     for part in (*old["arms"], *old["runs"]):
         del part["seconds_per_million"]
+        part.pop("absent", None)
     for panel in old["panels"]:
         del panel["limit"]
     del old["study"]["clock"], old["ratio_by_length"], old["trajectories"]
@@ -165,6 +167,11 @@ def test_a_report_of_the_version_before_is_rendered_as_one_of_today(report: dict
     (tmp_path / "old.json").write_text(json.dumps(old))
     paths = render_again(tmp_path / "old.json", tmp_path / "new")
     assert json.loads(paths["json"].read_text()) == report
+    del old["tally"]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    with pytest.raises(UsageError, match="no 'tally' in it"):
+        render_again(tmp_path / "old.json", tmp_path / "cut")
+    assert not (tmp_path / "cut").exists()
 
 
 def test_csvs_hold_every_run_comparison_and_evaluation(
