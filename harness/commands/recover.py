@@ -20,7 +20,7 @@ from harness.core.collapse import first_collapse
 from harness.core.errors import UsageError
 from harness.core.ports import RunState
 from harness.core.recovery import RecoveryReport
-from harness.core.results import RESULT, RUNS, SPEC, STUDY, RunResult, read_run
+from harness.core.results import REPORT, RESULT, RUNS, SPEC, STUDY, RunResult, read_run
 from harness.core.spec import RunSpec, parse
 from harness.study.compare import Outcome, PlannedRun, run_study
 from harness.study.disk import human
@@ -84,12 +84,13 @@ def run_recover(options: RecoverOptions) -> int:
 
 
 def show_recovery(folder: Path, *, as_json: bool) -> RecoveryReport:
-    """Judges what is there, writes report/recovery.json and .md, prints."""
-    from harness.report.recovery import terminal, write_recovery
+    """Judges what is there, writes report/recovery.json, .md, .html and figures, prints."""
+    from harness.report.recovery import terminal
+    from harness.report.recovery_page import write_recovery
 
     record = outcome(folder)
     data = json.loads(record.model_dump_json())
-    paths = write_recovery(folder, data)
+    paths = write_recovery(folder / REPORT, data)
     if as_json:
         print(json.dumps({"study": str(folder), "report": {k: str(p) for k, p in paths.items()}, **data}))
     else:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.backends.trackers.mlflow import MlflowTracker
 from harness.commands.compare import curves
@@ -17,9 +18,10 @@ from harness.commands.verdict import refused
 from harness.core.ablation import ABLATION
 from harness.core.errors import UsageError
 from harness.core.recovery import RECOVERY
-from harness.core.results import dumps, read_study_spec
+from harness.core.results import SCHEMA_VERSION, dumps, read_study_spec
 from harness.core.search import FINAL, SEARCH
 from harness.report.ablation_page import write_ablation_report
+from harness.report.recovery_page import render_recovery
 from harness.report.terminal import ASCII, terminal_table
 from harness.report.write import render_again, write_report, write_several
 
@@ -27,7 +29,8 @@ from harness.report.write import render_again, write_report, write_several
 def run_reports(studies: Sequence[Path], out: Path | None, as_json: bool, watch: int | None = None) -> int:
     """The report of one study, or one report of several."""
     if len(studies) == 1 and studies[0].suffix == ".json":
-        paths = render_again(studies[0], out or studies[0].parent)
+        folder, record = out or studies[0].parent, _recovery_record(studies[0])
+        paths = render_recovery(record, folder) if record else render_again(studies[0], folder)
         print("\n".join(f"{kind:7} {path}" for kind, path in paths.items()))
         return 0
     if len(studies) == 1:
@@ -47,6 +50,16 @@ def run_reports(studies: Sequence[Path], out: Path | None, as_json: bool, watch:
         print("\n\n".join([data["headline"], *data["details"]]).translate(ASCII))
         print("\n".join(f"{kind:7} {path}" for kind, path in paths.items()))
     return max(refused(r) for r in data["studies"])
+
+
+def _recovery_record(file: Path) -> dict[str, Any] | None:
+    """What a recovery.json holds; None for any other file."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    known = isinstance(data, dict) and {"spec", "attempts", "rows", "answer"} <= data.keys()
+    return dict(data) if known and data.get("schema_version") == SCHEMA_VERSION else None
 
 
 def run_report(study: Path, out: Path | None, as_json: bool, watch: int | None = None) -> int:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import msgspec
 
 
+LONGEST_ROW = 1 << 17  # bytes; a row has some ten thousand
+
+
 class StepColumns(Sequence[dict[str, Any]]):
     """Rows of steps.jsonl of which some columns were kept; a row is made when it is asked for, None where null."""
 
@@ -70,6 +73,28 @@ def read_columns(path: Path, keys: Sequence[str], version: int) -> StepColumns |
     if any(row[1] != version for row in rows):
         return None
     return StepColumns(_columns([(row[0], *row[2:]) for row in rows], ["step", *(k for k in keys if k != "step")]))
+
+
+def open_keys(path: Path, prefixes: tuple[str, ...]) -> list[str]:
+    """Columns of the open families, whose names the run decides, in the first and the last whole row of a file."""
+    import msgspec
+
+    found: dict[str, None] = {}
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        first = file.readline()
+        file.seek(max(file.tell(), path.stat().st_size - LONGEST_ROW))
+        tail = [line for line in file.read().split(b"\n") if line.strip()]
+    for line in (first, *reversed(tail)):
+        try:
+            row = msgspec.json.decode(line)
+        except msgspec.MsgspecError:
+            continue  # torn, or the end of a row; the reader of the rows says so where it matters
+        found |= dict.fromkeys(key for key in row if key.startswith(prefixes)) if isinstance(row, dict) else {}
+        if line is not first:
+            break
+    return list(found)
 
 
 def _columns(rows: Sequence[Sequence[float | None]], keys: Sequence[str]) -> dict[str, array[float]]:

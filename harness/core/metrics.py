@@ -11,6 +11,7 @@ from harness.core.errors import UsageError, near
 from harness.core.metric_table import METRICS, QUANTILES, Metric, When
 
 UPDATE_SUFFIXES = ("first", "last", "max")
+BY_LENGTH = "ratio/by_length/"  # columns by response length; L, the upper end of a bin, is a power of two
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,11 @@ ROW_COLUMNS: tuple[Column, ...] = (
 PATTERNS: tuple[tuple[str, str], ...] = (
     (r"^penalty/[A-Za-z0-9_.-]+/(first|last|max)$", "unweighted value of a penalty of the algorithm, by kind"),
     (r"^reward/component/[A-Za-z0-9_.-]+$", "mean over rows of a named part of the task reward"),
+    (
+        rf"^{BY_LENGTH}[0-9]+/(rows|full_logsd|geo_logsd|ess_tok)$",
+        "contributing rows of L/2 < length <= L tokens at the last update: count, SD of sum_t d_it, SD of mean_t d_it "
+        "(ddof 0), token ESS",
+    ),
 )
 
 BY_KEY: Mapping[str, Metric] = {metric.key: metric for metric in METRICS}
@@ -91,6 +97,7 @@ def make_row(fields: Mapping[str, Any], metrics: Mapping[str, float | None]) -> 
 
 __all__ = [
     "BY_KEY",
+    "BY_LENGTH",
     "METRICS",
     "METRIC_COLUMNS",
     "PATTERNS",

@@ -16,8 +16,9 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from harness.core.columns import Questions, StepColumns, columns_of, read_columns
+from harness.core.columns import Questions, StepColumns, columns_of, open_keys, read_columns
 from harness.core.errors import InfrastructureError, UsageError
+from harness.core.metrics import BY_LENGTH
 from harness.core.spec import RunSpec, StudySpec, parse
 
 SCHEMA_VERSION = 1
@@ -275,19 +276,6 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             raise InfrastructureError(f"{path}: line {number + 1} is not JSON, and it is not the last one") from None
 
 
-def read_lines_lazily(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows as far as they can be read, without reading the rest of the file."""
-    if path.exists():
-        with path.open("rb") as file:
-            for line in file:
-                try:
-                    row = json.loads(line)
-                except (json.JSONDecodeError, UnicodeDecodeError):
-                    return
-                if isinstance(row, dict):
-                    yield row
-
-
 def truncate_after(path: Path, step: int) -> None:
     """Drops records later than `step`, and a torn last line; used before a run continues from a checkpoint."""
     if path.exists():
@@ -421,9 +409,8 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
 
 
 def _some_steps(path: Path, columns: Sequence[str]) -> StepColumns:
-    """These columns, and the parts of the task's reward, whose names the run decides."""
-    first = next(read_lines_lazily(path), {})
-    columns = [*columns, *(key for key in first if key.startswith(COMPONENT))]
+    """These columns, the parts of the task's reward and the ratio by response length, whose names the run decides."""
+    columns = [*columns, *open_keys(path, (COMPONENT, BY_LENGTH))]
     found = read_columns(path, columns, SCHEMA_VERSION)
     return columns_of(read_steps(path), columns) if found is None else found
 

@@ -33,11 +33,14 @@ class Dimension(Spec):
     def _bounded(self) -> Dimension:
         if self.values:
             if self.low is not None or self.high is not None or len(set(self.values)) < max(2, len(self.values)):
-                raise ValueError(f"{self.path}: two or more different values, and no interval beside them")
+                raise ValueError(
+                    f"{self.path} in {list(self.values)}: two or more different values, and no interval beside them"
+                )
         elif self.low is None or self.high is None or not self.low < self.high:
-            raise ValueError(f"{self.path}: an interval from low to high, or values; from {self.low} to {self.high}")
+            ends = f"from {self.low} to {self.high}"
+            raise ValueError(f"{self.path} {ends} is no interval: low must be below high (one value: --set)")
         elif self.log and self.low <= 0:
-            raise ValueError(f"{self.path}: a logarithmic scale from {self.low}; it needs low > 0")
+            raise ValueError(f"{self.path} from {self.low} on a logarithmic scale: low must be above 0")
         return self
 
     def words(self) -> str:

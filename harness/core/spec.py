@@ -324,7 +324,9 @@ def parse(model: type[Any], data: Mapping[str, Any], where: str) -> Any:
             raise UsageError(
                 f"{where}: unknown key {key}", "no such setting", near(str(first["loc"][-1]), fields)
             ) from None
-        raise UsageError(f"{where}: {key} = {first.get('input')!r}", str(first["msg"]), "correct that value") from None
+        why = str(first["msg"]).removeprefix("Value error, ")
+        what = f"{where}: {key} = {first.get('input')!r}" if key else where  # a rule over several fields names them
+        raise UsageError(what, why, "correct that value" if key else "correct these values") from None
 
 
 def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

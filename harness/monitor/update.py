@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from harness.core.masked import masked
-from harness.core.metrics import QUANTILES, UPDATE_SUFFIXES
+from harness.core.metrics import BY_LENGTH, QUANTILES, UPDATE_SUFFIXES
 from harness.core.shapes import Bool, Float, Int, Tensor
 from harness.core.types import UpdateTrace
 from harness.monitor.mismatch import from_traces
@@ -27,6 +27,7 @@ def update_metrics(traces: Sequence[UpdateTrace], *, mismatch: bool = True) -> R
     ratios = not (len(traces) == 1 and traces[0].on_policy and torch.equal(traces[0].logp, traces[0].old_logp))
     each = [_one(trace, ratios) for trace in traces]
     found = _suffixed([numbers(values) for values in each])
+    found |= numbers(length_metrics(traces[-1])) if traces and ratios else {}
     return found | numbers({**_counters(traces), **(from_traces(traces) if mismatch else {})})
 
 
@@ -36,12 +37,39 @@ def _one(trace: UpdateTrace, ratios: bool) -> dict[str, Value]:
     critic: Mapping[str, float] = trace.critic or {}
     found |= {key: critic[name] for key, name in _CRITIC.items() if name in critic}
     if ratios:
-        use = trace.mask & trace.logp.isfinite() & trace.old_logp.isfinite()
-        count = use.sum(-1)
-        difference = masked((trace.logp - trace.old_logp).double(), use)
+        difference, use, count = _log_ratios(trace)
         if bool(use.any()):
             found |= ratio_metrics(difference, use, count)
             found |= clip_metrics(trace, use, count) if trace.has_clip else {}
+    return found
+
+
+def _log_ratios(trace: UpdateTrace) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"], Int[Tensor, "B"]]:
+    """d = logp - old_logp, the tokens where both are finite, and how many of them every row has."""
+    use = trace.mask & trace.logp.isfinite() & trace.old_logp.isfinite()
+    return masked((trace.logp - trace.old_logp).double(), use), use, use.sum(-1)
+
+
+def length_metrics(trace: UpdateTrace) -> dict[str, Value]:
+    """Spread of the ratio among rows of like length: bins (L/2, L], L = 1, 2, 4, ..., of two rows and more.
+
+    Under independent tokens SD(sum_t d) grows as L^.5 and SD(mean_t d) falls as L^-.5; this measures it.
+    """
+    d, use, count = _log_ratios(trace)
+    upper = 2 ** torch.ceil(torch.log2(count.clamp(min=1).double())).long()
+    found: dict[str, Value] = {}
+    for end in upper[count > 0].unique().tolist():
+        rows = (upper == end) & (count > 0)
+        if int(rows.sum()) < 2:
+            continue
+        full = d[rows].sum(-1)
+        values = {
+            "rows": rows.sum(),
+            "full_logsd": full.std(correction=0),
+            "geo_logsd": (full / count[rows]).std(correction=0),
+            "ess_tok": effective_share(d[rows][use[rows]]),
+        }
+        found |= {f"{BY_LENGTH}{end}/{name}": value for name, value in values.items()}
     return found
 
 

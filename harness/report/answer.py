@@ -226,6 +226,9 @@ def _gaps(report: Mapping[str, Any]) -> list[str]:
         found.append(f"Incomplete: {open_} of {tally['planned']} planned runs have not finished.")
     if report["torn"]:
         found.append(f"Cut off while being made (no spec.json), so not counted: {', '.join(report['torn'])}.")
+    bare = [f"{r['id']} ({' and '.join(r['absent'])})" for r in report["runs"] if r["absent"]]
+    if bare:
+        found.append(f"Records: finished, but without rows of: {', '.join(bare)}. They are in no curve made of these.")
     if tally["infra_failed"]:
         found.append(
             f"Failures: {tally['infra_failed']} of {tally['planned']} runs failed "

@@ -1,6 +1,6 @@
 """Study folder -> report data. Every renderer reads the result of `build_report` and nothing else.
 
-Layout (schema_version 2); an *estimate* is {value, low, high, n, level, estimator, note, runs}:
+Layout (schema_version 3); an *estimate* is {value, low, high, n, level, estimator, note, runs}:
 
     study       name, task, model, parameters, budget, seeds, delta, reference arm, toy flag
     answer      headline, details, status, uncontrolled
@@ -9,11 +9,13 @@ Layout (schema_version 2); an *estimate* is {value, low, high, n, level, estimat
     comparisons every arm minus its reference: value, low, high, n, p, test, family, label, why, runs
     all_pairs   the same inside each group (exploratory); ranks: bootstrap rank distributions
     base        score before training, one value per seed pair
+    ratio_by_length  arm -> noise of the ratio per bin of response length, and its log-log slopes
     thresholds  share -> arm -> tokens and steps needed, with censoring
     declaration what study.lock declared, level of the tests, deviations (exploratory where there are any)
     use_when    condition -> arms not distinguishable from the best under it
     profiles    share of runs above a score; axes: order of the arms on each budget axis, and flips
     curves      held-out score per run and arm; panels: stability metrics per run
+    trajectories  held-out score over entropy, per run, and the fit R = b - a e^H
     components  slots x arms; differences: dotted paths; identical: arms with equal resolved algorithms;
                 skipped: arms left out, with the reason
     reward_components  arm -> named part of the reward -> held-out mean before and after, training mean at the end
@@ -42,19 +44,22 @@ from harness.report.components import differences, identical, matrix, resolved, 
 from harness.report.curves import PANELS, axis_rankings, component_panels, learning_curves, panels, pick_split
 from harness.report.declaration import declaration
 from harness.report.evidence import arm_evidence, pair_evidence, profiles, use_when
+from harness.report.lengths import ratio_by_length
+from harness.report.migrate import clock
 from harness.report.provenance import provenance
 from harness.report.rewards import reward_components
 from harness.report.routing import routing_facts
 from harness.report.rules import check_rules
 from harness.report.samples import samples
 from harness.report.style import assign
+from harness.report.trajectories import trajectories
 from harness.report.tuned import tuning_of
 from harness.report.validity import validity
 
 if TYPE_CHECKING:
     from harness.core.results import StudyFolder
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 STATUSES = ("completed", "collapsed", "no_learning", "infra_failed", "unfinished")
 COLUMNS = tuple(dict.fromkeys([*collect.COLUMNS, *(column for _, column, *_ in PANELS)]))  # of the steps, for readers
 ALSO = ("kl_ref/k3", "update/rel", "budget/sampled_tokens")  # glossary entries beyond the panels
@@ -84,12 +89,14 @@ def build_report(study: StudyFolder, together: int = 1) -> dict[str, Any]:
     compared = main if report["comparisons"] else []
     report |= {"declaration": declared, "profiles": profiles(facts, [a["name"] for a in arms]),
                "axes": axis_rankings(curves, compared), "use_when": use_when(report)}  # fmt: skip
-    algorithms = resolved(by_arm)
+    algorithms, drawn = resolved(by_arm), [*panels(by_arm), *component_panels(by_arm)]
     own_recipe = {arm.name for arm in study.spec.arms if arm.recipe or arm.schedule}
     report |= {
+        "ratio_by_length": ratio_by_length(by_arm, counted),
         "thresholds": [] if report["validity"]["reason"] else verdict.thresholds(curves, {a["name"]: a for a in arms}),
         "curves": {"split": split, "budget": study.spec.budget.sampled_tokens, "arms": curves},
-        "panels": [*panels(by_arm), *component_panels(by_arm)],
+        "panels": drawn,
+        "trajectories": trajectories({"arms": curves}, drawn),
         "components": matrix(algorithms, study.spec.reference_arm),
         "differences": differences(algorithms, study.spec.reference_arm),
         "identical": identical({a: slots for a, slots in algorithms.items() if a not in own_recipe}),
@@ -162,6 +169,7 @@ def _study(study: StudyFolder, facts: Mapping[str, Sequence[dict[str, Any]]]) ->
         "seeds": list(spec.seeds),
         "reference": spec.reference_arm,
         "delta": spec.delta,
+        "clock": clock(spec.backend.device, spec.backend.threads),
         "on_policy": bool(facts) and _on_policy([f for runs in facts.values() for f in runs]),
     }
 

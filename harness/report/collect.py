@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.core.columns import Questions, StepColumns
-from harness.core.results import COLLAPSED
+from harness.core.results import COLLAPSED, EVALS, STEPS
 from harness.core.scores import final_eval, score_of
 from harness.stats.curve import dispersion, drawdown
 from harness.stats.estimate import clustered_mean, finite
@@ -163,6 +163,7 @@ def run_facts(run: RunFolder) -> dict[str, Any]:
         "validity_reasons": list(result.validity_reasons) if result else [],
         "error": result.error if result else None,
         "counted": counted,
+        "absent": [n for n, rows in ((STEPS, run.steps), (EVALS, run.evals)) if state in COUNTED and not rows],
         "why_not_counted": None if counted else _why_not(state, invalid, score),
         "score": score.value if counted else None,
         "score_source": score.source,
@@ -179,6 +180,7 @@ def run_facts(run: RunFolder) -> dict[str, Any]:
         "trained_tokens": result.trained_tokens if result else int(last.get("trained_tokens_cum") or 0),
         "prompts": int(last["prompts_cum"]) if last.get("prompts_cum") is not None else None,
         "wallclock_s": result.wallclock_s if result else _number(last.get("wallclock_s")),
+        "seconds_per_million": _per_million(result),
         "memory_mib": _memory(result),
         "resumes": result.resumes if result else None,
         "reward_end": tail_mean(values(run.steps, "reward/mean")),
@@ -236,6 +238,13 @@ def _collapse_tokens(run: RunFolder, state: str) -> int | None:
         return None
     known = [e.sampled_tokens_at_onset for e in run.events if e.severity in COLLAPSED]
     return min((t for t in known if t is not None), default=run.result.sampled_tokens)
+
+
+def _per_million(result: RunResult | None) -> float | None:
+    """Training time per million sampled tokens, discarded ones included."""
+    if result is None or not result.sampled_tokens or not result.wallclock_s:
+        return None
+    return 1e6 * result.wallclock_s / result.sampled_tokens
 
 
 def _memory(result: RunResult | None) -> float | None:

@@ -11,8 +11,8 @@ RUNS = (
     "id", "arm", "seed", "bracket", "roster", "status", "validity", "counted", "why_not_counted", "score",
     "score_source",
     "base_score", "best_validation", "eval_se", "eval_questions", "eval_samples", "length", "truncated", "steps",
-    "optimizer_steps", "sampled_tokens", "trained_tokens", "prompts", "wallclock_s", "memory_mib",
-    "step_s", "reward_end", "zero_var", "entropy_end", "kl_old",
+    "optimizer_steps", "sampled_tokens", "trained_tokens", "prompts", "wallclock_s", "seconds_per_million",
+    "memory_mib", "step_s", "reward_end", "zero_var", "entropy_end", "kl_old",
     "clip_tok_any", "explained_var", "updates_per_batch", "resumes", "error", "spec_hash", "start_weights",
 )  # fmt: skip
 COMPARISONS = (

@@ -23,20 +23,33 @@ LEARNING_POINTS = 25
 MAX_COMPONENTS = 6  # parts of the task's reward that are drawn
 AXES = ("sampled_tokens", "step", "trained_tokens", "wallclock_s")  # the first is the primary budget
 
-# key in the metric dictionary, column, title, log axis
-PANELS: tuple[tuple[str, str, str, bool], ...] = (
-    ("reward/mean", "reward/mean", "Training reward", False),
-    ("entropy/exact", "entropy/exact", "Entropy", False),
-    ("kl_old/k3", "kl_old/k3/last", "KL to the old policy (k3)", True),
-    ("grad/norm_pre", "grad/norm_pre/max", "Gradient norm before clipping", True),
-    ("clip/tok_any", "clip/tok_any/last", "Clipped tokens", True),
-    ("ratio/ess_tok", "ratio/ess_tok/last", "Effective sample size", False),
-    ("len/mean", "len/mean", "Response length", False),
-    ("len/trunc_rate", "len/trunc_rate", "Truncated responses", False),
-    ("signal/zero_var_frac", "signal/zero_var_frac", "Groups without signal", False),
-    ("value/explained_var", "value/explained_var", "Explained variance of the critic", False),
-    ("mismatch/k3", "mismatch/k3", "Sampler-trainer mismatch (k3)", True),
+# key in the metric dictionary, column, title, log axis, absolute limit of the detector that reads it
+PANELS: tuple[tuple[str, str, str, bool, float | None], ...] = (
+    ("reward/mean", "reward/mean", "Training reward", False, None),
+    ("entropy/exact", "entropy/exact", "Entropy", False, 0.05),
+    ("kl_old/k3", "kl_old/k3/last", "KL to the old policy (k3)", True, None),
+    ("kl_ref/k3", "kl_ref/k3", "KL to the reference policy (k3)", True, 0.5),
+    ("grad/norm_pre", "grad/norm_pre/max", "Gradient norm before clipping", True, None),
+    ("clip/tok_any", "clip/tok_any/last", "Clipped tokens", True, None),
+    ("clip/seq_any", "clip/seq_any/last", "Rows with a clipped token", True, None),
+    ("ratio/ess_tok", "ratio/ess_tok/last", "Effective sample size", False, 0.3),
+    ("len/mean", "len/mean", "Response length, mean", False, None),
+    ("len/p50", "len/p50", "Response length, median", False, None),
+    ("len/p95", "len/p95", "Response length, 95 % quantile", False, None),
+    ("len/trunc_rate", "len/trunc_rate", "Truncated responses", False, 0.3),
+    ("text/rep_rate", "text/rep_rate", "Repetitive responses", False, 0.2),
+    ("signal/zero_var_frac", "signal/zero_var_frac", "Groups without signal", False, 0.95),
+    ("value/explained_var", "value/explained_var", "Explained variance of the critic", False, 0.0),
+    ("mismatch/k3", "mismatch/k3", "Sampler-trainer mismatch (k3)", True, 0.05),
 )
+OPTIONAL = (
+    "len/p50",
+    "len/p95",
+    "text/rep_rate",
+    "kl_ref/k3",
+    "value/explained_var",
+    "mismatch/k3",
+)  # no panel where no arm has them
 
 
 def round6(value: float | None) -> float | None:
@@ -116,19 +129,19 @@ def panels(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
     """Stability panels: one metric each, a line per run, thinned; panels without any value say why."""
     found = []
     points = min(MAX_POINTS, max(MIN_POINTS, POINTS // max(1, sum(len(members) for members in runs.values()))))
-    for key, column, title, log in PANELS:
+    for key, column, title, log, limit in PANELS:
         metric = BY_KEY[key]
         lines: dict[str, Any] = {}
         for arm, members in runs.items():
             kept = [line for line in (_line(r, column, points) for r in members) if line is not None]
             if kept:
                 lines[arm] = kept
-        if not lines and key in ("value/explained_var", "mismatch/k3"):
+        if not lines and key in OPTIONAL:
             continue
         means = {arm: _panel_mean(kept) for arm, kept in lines.items()}
         absent = [arm for arm in runs if arm not in lines]
         found.append({
-            "key": key, "column": column, "title": title, "unit": metric.unit, "log": log,
+            "key": key, "column": column, "title": title, "unit": metric.unit, "log": log, "limit": limit,
             "arms": lines, "means": means,
             "absent": absent, "why_absent": metric.not_applicable or "not recorded",
         })  # fmt: skip
@@ -147,7 +160,8 @@ def component_panels(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, 
         }  # fmt: skip
         found.append({
             "key": column, "column": column, "title": "Part of the reward", "unit": column.removeprefix(COMPONENT),
-            "log": False, "arms": lines, "means": {arm: _panel_mean(kept) for arm, kept in lines.items()},
+            "log": False, "limit": None, "arms": lines,
+            "means": {arm: _panel_mean(kept) for arm, kept in lines.items()},
             "absent": [arm for arm in runs if arm not in lines], "why_absent": "not recorded",
         })  # fmt: skip
     return found

@@ -7,7 +7,8 @@ from typing import Any
 
 from harness.report import text
 from harness.report.collect import PHASES
-from harness.report.tables import Notes, Table, arm_cell, by_group, cell, make_table
+from harness.report.lengths import NOISES
+from harness.report.tables import Notes, Table, arm_cell, by_group, cell, make_table, point
 
 
 def use_when(report: Mapping[str, Any]) -> Table:
@@ -25,23 +26,16 @@ def aggregates(report: Mapping[str, Any]) -> Table:
         for a in arms:
             mean = a["two_part"] or a["score"]
             rows.append([
-                arm_cell(a), notes.value(mean, "score"),
+                arm_cell(a), notes.value(mean, "score"), notes.value(a["gain"], "signed"),
                 cell(f"{a['collapse']['k']}/{a['collapse']['n']}", text.interval(a["collapse"], "fraction")),
-                *(_plain(a[k], notes) for k in ("iqm", "median", "optimality_gap", "tail_risk")),
+                *(point(a[k], notes) for k in ("iqm", "median", "optimality_gap", "tail_risk")),
                 notes.value(a["last_evals"], "score"), notes.value(a["drawdown"], "score"),
                 notes.value(a["asymptote"], "score"),
             ])  # fmt: skip
         groups.append((g["title"], rows))
-    columns = ("Arm", "Mean, all runs", "Collapsed", "IQM", "Median", "Gap to 1", "Worst quarter",
+    columns = ("Arm", "Mean, all runs", "Gain over base", "Collapsed", "IQM", "Median", "Gap to 1", "Worst quarter",
                "Mean of last 3 evaluations", "Largest fall", "Asymptote of a fit")  # fmt: skip
     return make_table(columns, groups, notes.listed())
-
-
-def _plain(e: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
-    """A point whose missing interval is explained once, under the table."""
-    if e["value"] is None or e["low"] is not None:
-        return notes.value(e, "score")
-    return cell(text.score(e["value"]), f"n={e['n']}")
 
 
 def phases(report: Mapping[str, Any]) -> Table:
@@ -59,6 +53,21 @@ def phases(report: Mapping[str, Any]) -> Table:
                                         for c, s in zip(cells, shares, strict=True))])  # fmt: skip
         groups.append((g["title"], rows))
     return make_table(("Arm", *(n.capitalize() for n in names)), groups, notes.listed())
+
+
+def lengths(report: Mapping[str, Any]) -> Table:
+    """How the noise of the ratio changes with response length; empty where the step log does not say."""
+    notes, groups, found = Notes(), [], report["ratio_by_length"]
+    for g, arms in by_group(report):
+        rows = []
+        for a in (a for a in arms if a["name"] in found):
+            data = found[a["name"]]
+            seen = ", ".join(f"{b['upper'] // 2 + 1}-{b['upper']}" for b in data["bins"])
+            rows.append([arm_cell(a), *(notes.value(data["slopes"][name], "signed") for name in NOISES),
+                         cell(seen, css="wrap"), cell(text.exact(sum(b["rows"] for b in data["bins"])))])  # fmt: skip
+        groups.append((g["title"], rows))
+    columns = ("Arm", *(f"Slope, {words}" for words in NOISES.values()), "Lengths, tokens", "Rows")
+    return make_table(columns, groups, notes.listed())
 
 
 def tuned(report: Mapping[str, Any]) -> Table:
@@ -82,7 +91,7 @@ def tests(report: Mapping[str, Any]) -> Table:
         k, better, auc = c["collapse_test"], c["improvement"], c["auc"]
         rows.append([
             cell(f"{c['a']} \u2212 {c['b']}"),
-            _plain(better, notes) if better else notes.missing("no common seed"),
+            point(better, notes) if better else notes.missing("no common seed"),
             notes.value(auc, "signed") if auc else notes.missing("no common curve"),
             cell(f"{k['k_a']}/{k['n_a']} against {k['k_b']}/{k['n_b']}"),
             cell(text.p_value(k["p_barnard"])), cell(text.p_value(k["p_mcnemar"])),

@@ -139,11 +139,12 @@ def learning(report: Mapping[str, Any], axis: str) -> Plot:
         axes = figure.add_axes((0.09, 0.14, 0.66, 0.82))
         ends = []
         for arm, data in curves["arms"].items():
-            _thin_lines(axes, [(line[axis], line["score"]) for line in data["runs"]], styles[arm]["color"], 0.7, 0.28)
+            thin_lines(axes, [(line[axis], line["score"]) for line in data["runs"]], styles[arm]["color"], 0.7, 0.28)
             mean = data["mean"][axis]
             if mean["x"]:
                 _mean(axes, mean, styles[arm])
                 ends.append((mean["mean"][-1], arm, styles[arm]["color"], mean["x"][-1] / _end(curves, axis)))
+        _collapse_crosses(axes, report, axis)
         _score_axis(axes, curves)
         axes.set_xlabel(label)
         axes.set_xlim(0, _end(curves, axis))
@@ -160,6 +161,16 @@ def learning(report: Mapping[str, Any], axis: str) -> Plot:
         size=(5.7, 3.5),
         draw=draw,
     )
+
+
+def _collapse_crosses(axes: Axes, report: Mapping[str, Any], axis: str) -> None:
+    """A cross on the line of every collapsed run, where its first collapse began."""
+    lost = {r["id"]: r["collapse_tokens"] for r in report["runs"] if r["collapse_tokens"] is not None}
+    for arm, data in report["curves"]["arms"].items():
+        color = _styles(report)[arm]["color"]
+        for line in (ln for ln in data["runs"] if ln["run"] in lost):
+            at = [np.interp(lost[line["run"]], line["sampled_tokens"], line[k]) for k in (axis, "score")]
+            axes.plot(*at, marker="X", ms=7, color=color, mec=INK, mew=0.6, ls="none")
 
 
 def _end(curves: Mapping[str, Any], axis: str) -> float:
@@ -252,7 +263,7 @@ def _arm_curve(curves: Mapping[str, Any], styles: Style, arm: str, *, band: bool
             low, high = (np.array(mean[k], dtype=float) for k in ("low", "high"))
             axes.fill_between(mean["x"], np.clip(low, 0, 1), np.clip(high, 0, 1), color=color, alpha=0.18, lw=0)
         lines = [(line["sampled_tokens"], line["score"]) for line in curves["arms"][arm]["runs"]]
-        _thin_lines(axes, lines, color, 0.8, 0.55)
+        thin_lines(axes, lines, color, 0.8, 0.55)
         _mean(axes, mean, styles[arm], lw=1.8)
         _score_axis(axes, curves)
         axes.set_xlim(0, 1.02 * _end(curves, "sampled_tokens"))
@@ -338,7 +349,7 @@ def _panel(panel: Mapping[str, Any], styles: Style, onsets: Mapping[str, Sequenc
         axes = figure.add_axes((0.15, 0.2, 0.82, 0.75))
         for arm, lines in panel["arms"].items():
             drawn = [(line["x"], _shown(line["y"], log)) for line in lines]
-            _thin_lines(axes, drawn, styles[arm]["color"], 0.6, 0.3)
+            thin_lines(axes, drawn, styles[arm]["color"], 0.6, 0.3)
             for line, (x, y) in zip(lines, drawn, strict=True):
                 for onset in onsets.get(line["run"], ()):
                     axes.plot(onset, np.interp(onset, x, y), "o", mfc="none", mec=INK, ms=7, mew=1.0)
@@ -348,6 +359,9 @@ def _panel(panel: Mapping[str, Any], styles: Style, onsets: Mapping[str, Sequenc
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _panel_scale(axes, panel, everything, log)
+        low, high = axes.get_ylim()
+        if panel["limit"] is not None and low < panel["limit"] < high:
+            axes.axhline(panel["limit"], color=MUTED, lw=0.8, ls=(0, (2, 2)))
 
     return Plot(name=f"panel-{panel['key']}", alt=f"{panel['title']} over rollout steps", size=(3.4, 2.2), draw=draw)
 
@@ -356,7 +370,7 @@ def _shown(values: Sequence[float | None], log: bool) -> np.ndarray:
     return np.array([np.nan if v is None or (log and v <= 0) else v for v in values], dtype=float)
 
 
-def _thin_lines(
+def thin_lines(
     axes: Axes, lines: Sequence[tuple[Sequence[float], Any]], color: str, width: float, alpha: float
 ) -> None:
     """All runs of an arm as one path with gaps, so that a thousand runs are drawn as fast as ten."""
@@ -375,9 +389,8 @@ def _panel_scale(axes: Axes, panel: Mapping[str, Any], everything: Sequence[floa
     axes.set_yscale("log")
     positive = [v for v in everything if v > 0]
     low, high = min(positive), max(positive)
-    axes.set_ylim(
-        10 ** np.floor(np.log10(low) + 1e-9), 10 ** np.ceil(np.log10(high) - 1e-9) * (10 if low == high else 1)
-    )
+    bottom, top = np.floor(np.log10(low) + 1e-9), np.ceil(np.log10(high) - 1e-9)
+    axes.set_ylim(10**bottom, 10 ** max(top, bottom + 1))
     axes.yaxis.set_major_locator(LogLocator(numticks=5))
     axes.yaxis.set_major_formatter(
         FuncFormatter(lambda v, _: f"{v:g}" if 1e-4 <= v < 1e5 else f"1e{np.log10(v):.0f}".replace("-", text.MINUS))

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from harness.report import benchmarks, evidence_tables, figures, several_tables, tables, text
 from harness.report.declaration import sentence
-from harness.report.plots import evidence_plots
+from harness.report.plots import evidence_plots, length_plots
 from harness.report.rewards import reward_parts
 from harness.report.routing import heat_map, routing
 
@@ -41,6 +41,7 @@ def views(report: Mapping[str, Any]) -> dict[str, Any]:
         tables.ranks,
         evidence_tables.phases, evidence_tables.tuned,
         tables.runs, tables.ledger, tables.config, tables.setup, tables.validity, benchmarks.benchmarks,
+        evidence_tables.lengths,
     )  # fmt: skip
     return {maker.__name__: maker(report) for maker in makers}
 
@@ -50,6 +51,7 @@ def render(report: Mapping[str, Any], refresh: int | None = None) -> str:
     drawn = {
         "axes": [_axis(report, axis) for axis in axes_of(report)],
         "evidence": [{**p, "svg": Markup(figures.svg(p["plot"]))} for p in evidence_plots(report)],
+        "lengths": [{**p, "svg": Markup(figures.svg(p["plot"]))} for p in length_plots(report)],
         "arms": [{**f, "svg": Markup(f["svg"])} for f in figures.arm_curves(report)],
         "routing": Markup(figures.svg(heat)) if (heat := heat_map(report)) else "",
         "forest": Markup(figures.svg(forest)) if (forest := figures.forest(report)) else "",

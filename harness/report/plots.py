@@ -8,12 +8,14 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from harness.report import text
-from harness.report.figures import MUTED, TOKENS, Plot
+from harness.report.figures import MUTED, TOKENS, Plot, thin_lines
+from harness.report.lengths import NOISES
 
 SIZE, BOX = (4.4, 2.9), (0.13, 0.17, 0.84, 0.78)
+NARROW = (0.13, 0.17, 0.8, 0.78)  # room for half of the last label
 Report = Mapping[str, Any]
 
 
@@ -26,13 +28,15 @@ def evidence_plots(report: Report) -> list[dict[str, Any]]:
     if any(a["survival"]["n"] for a in report["arms"]):
         words = "Kaplan-Meier; runs that held are censored at their budget"
         found.append({"title": "Runs not yet collapsed", "words": words, "plot": survival(report)})
-    for key, title, label, form in (
-        ("entropy_end", "Entropy and score", "Entropy at the end, nats/token", text.number),
-        ("wallclock_s", "Cost and score", "Training time of a run", text.seconds),
-        ("length", "Length and score", "Response length, tokens", text.number),
-    ):
+    if report["trajectories"]:
+        found.append({"title": "Entropy and score", "words": _fit_words(report), "plot": entropy_paths(report)})
+    for key, title, words, label, form in (
+        ("wallclock_s", "Cost and score", "dotted: no arm of the bracket is faster and better; larger: more memory",
+         "Training time of a run", text.seconds),
+        ("length", "Length and score", "dotted: the same score per token", "Response length, tokens", text.number),
+    ):  # fmt: skip
         if any(r["counted"] and r[key] is not None for r in report["runs"]):
-            found.append({"title": title, "words": "a point per run; large: mean of the arm",
+            found.append({"title": title, "words": f"a point per run; large: mean of the arm; {words}",
                           "plot": scatter(report, key, label, form)})  # fmt: skip
     for r in report["ranks"]:
         found.append({"title": "Rank of the mean score", "words": f"joint bootstrap over {r['n']} seed pairs",
@@ -43,6 +47,42 @@ def evidence_plots(report: Report) -> list[dict[str, Any]]:
         found.append({"title": "Score against trials", "words": "expected best of k trials, tuning seeds",
                       "plot": best_of(report)})  # fmt: skip
     return found
+
+
+def length_plots(report: Report) -> list[dict[str, Any]]:
+    """P9: noise of the ratio over response length, a figure per kind of noise."""
+    found = report["ratio_by_length"]
+    ends = [b["upper"] for data in found.values() for b in data["bins"]]
+    words = "geometric mean over runs, 95 % intervals; both axes log"
+    return [{"title": title, "words": words, "plot": _length_plot(report, name, title)}
+            for name, title in NOISES.items() if len(set(ends)) > 1]  # fmt: skip
+
+
+def _length_plot(report: Report, name: str, title: str) -> Plot:
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((0.17, 0.17, 0.8, 0.78))
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        everything = [b[name]["value"] for data in report["ratio_by_length"].values() for b in data["bins"]]
+        known = [v for v in everything if v]
+        axes.set_ylim(min(known, default=1.0) / 2, 2 * max(known, default=1.0))  # wider intervals are cut
+        for a in report["arms"]:
+            bins = [b for b in report["ratio_by_length"].get(a["name"], {"bins": []})["bins"] if b[name]["value"]]
+            x, y = [b["middle"] for b in bins], [b[name]["value"] for b in bins]
+            for b in bins:
+                if b[name]["low"] is not None:
+                    axes.plot([b["middle"]] * 2, [b[name]["low"], b[name]["high"]], color=a["style"]["color"], lw=0.8,
+                              alpha=0.5)  # fmt: skip
+            axes.plot(x, y, color=a["style"]["color"], marker=a["style"]["marker"], ls=a["style"]["dash"], lw=1.4, ms=4)
+        axes.xaxis.set_major_formatter(lambda v, _: f"{v:.3g}")
+        axes.yaxis.set_major_formatter(lambda v, _: text.number(v))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("Response length, tokens")
+        axes.set_ylabel(title)
+
+    return Plot(name=f"length-{name.replace('_', '-')}", alt=f"{title} over response length, a line per arm", size=SIZE,
+                draw=draw)  # fmt: skip
 
 
 def ranks(report: Report, found: Mapping[str, Any]) -> Plot:
@@ -183,22 +223,61 @@ def _shares(axes: Axes, label: str) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5))
 
 
-def scatter(report: Report, key: str, label: str, form: Callable[[float | None], str]) -> Plot:
-    """Final score of every run over one of its properties."""
+def _fit_words(report: Report) -> str:
+    fits = [f for f in report["trajectories"].values() if f["r2"]["value"] is not None]
+    words = "a line per run, from its start to the marker"
+    if not fits:
+        return words
+    low, high = (end(f["r2"]["value"] for f in fits) for end in (min, max))
+    return f"{words}; R\u00b2 of R = b \u2212 a e^H: {text.number(low)} to {text.number(high)} (mean of an arm)"
+
+
+def entropy_paths(report: Report) -> Plot:
+    """P6: held-out score over entropy, a path per run."""
 
     def draw(figure: Figure) -> None:
-        axes = figure.add_axes(BOX)
-        tops = [0.1]
+        axes = figure.add_axes(NARROW)
+        for a in (a for a in report["arms"] if a["name"] in report["trajectories"]):
+            runs = report["trajectories"][a["name"]]["runs"]
+            thin_lines(axes, [(r["entropy"], r["score"]) for r in runs], a["style"]["color"], 0.8, 0.5)
+            ends = [(r["entropy"][-1], r["score"][-1]) for r in runs]
+            axes.plot(
+                *zip(*ends, strict=True), marker=a["style"]["marker"], ms=4.5, color=a["style"]["color"], ls="none"
+            )
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(left=0)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel("Entropy, nats/token")
+        axes.set_ylabel(f"Score, {report['curves']['split']} split")
+
+    return Plot(name="entropy-score", alt="Held-out score over entropy, a path per run", size=SIZE, draw=draw)
+
+
+def scatter(report: Report, key: str, label: str, form: Callable[[float | None], str]) -> Plot:
+    """P7, P8: final score of every run over its cost or its length."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes(NARROW)
+        tops, means = [0.1], dict[str, tuple[float, float]]()
+        most = max((a["memory_mib"]["value"] or 0.0 for a in report["arms"]), default=0.0)
         for a in report["arms"]:
             runs = [r for r in report["runs"] if r["arm"] == a["name"] and r["counted"] and r[key] is not None]
             if not runs:
                 continue
             color, x, y = a["style"]["color"], [r[key] for r in runs], [r["score"] for r in runs]
             axes.plot(x, y, "o", ms=3.2, color=color, alpha=0.55, mew=0)
-            axes.plot([_mean(x)], [_mean(y)], marker=a["style"]["marker"], ms=8, color=color, mew=1.2, ls="none")
+            size = 5 + 6 * (a["memory_mib"]["value"] or most) / most if key == "wallclock_s" and most else 8
+            axes.plot([_mean(x)], [_mean(y)], marker=a["style"]["marker"], ms=size, color=color, mew=1.2, ls="none")
             tops += y
+            means[a["name"]] = (_mean(x), _mean(y))
         axes.set_ylim(0, min(1.02, 1.08 * max(tops)))
         axes.set_xlim(0, 1.06 * axes.get_xlim()[1])
+        groups = [[means[n] for n in g["arms"] if n in means] for g in report["groups"] if g["ranked"]]
+        rays = _rays([*means.values()], axes.get_xlim()[1])
+        lines = [front(g) for g in groups if g] if key == "wallclock_s" else rays
+        for line in lines:
+            axes.plot(*zip(*line, strict=True), color=MUTED, lw=0.8, ls=(0, (1, 2)), zorder=1)
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(lambda v, _: form(v) if v else "0")
@@ -208,6 +287,25 @@ def scatter(report: Report, key: str, label: str, form: Callable[[float | None],
         axes.tick_params(colors=MUTED)
 
     return Plot(name=f"scatter-{key}", alt=f"Final score over {label.lower()}, a point per run", size=SIZE, draw=draw)
+
+
+Points = Sequence[tuple[float, float]]
+
+
+def front(points: Points) -> list[tuple[float, float]]:
+    """Points that no other one beats in cost (x, less is better) and score (y), from the cheapest on."""
+    kept: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda p: (p[0], -p[1])):
+        if not kept or y > kept[-1][1]:
+            kept.append((x, y))
+    return kept
+
+
+def _rays(points: Points, end: float) -> list[list[tuple[float, float]]]:
+    """Lines of equal score per token: through the best, the middle and the worst arm."""
+    slopes = sorted(y / x for x, y in points if x)
+    chosen = dict.fromkeys([slopes[0], slopes[len(slopes) // 2], slopes[-1]]) if slopes else {}
+    return [[(0.0, 0.0), (end, slope * end)] for slope in chosen]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,14 +1,11 @@
-"""report/recovery.json -> a terminal table and a Markdown page."""
+"""recovery.json -> a terminal table and a Markdown page."""
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from harness.core.results import dumps, write_atomic
 from harness.report import text
 from harness.report.terminal import ASCII
 
@@ -17,13 +14,18 @@ POINTS = {"last_healthy": "last healthy", "half": "half way", "collapsed": "coll
 HEAD = ("start", "remedy", "recovered", "partial", "recurred", "not", "episodes", "95 %", "median steps", "score")
 
 
-def write_recovery(folder: Path, record: Mapping[str, Any]) -> dict[str, Path]:
-    """Writes report/recovery.json and .md; the page is rendered from what the JSON holds."""
-    source = dumps(record)
-    files = {"json": ("recovery.json", source + "\n"), "md": ("recovery.md", markdown(json.loads(source)))}
-    for name, content in files.values():
-        write_atomic(folder / "report" / name, content)
-    return {kind: folder / "report" / name for kind, (name, _) in files.items()}
+EPISODE_HEAD = ("episode", "run", "event", "onset", "confirmed", "base", "best before", "level", "checkpoints",
+                "steps of an attempt", "to last past the onset")  # fmt: skip
+INTERVALS = (
+    "An interval counts collapse episodes: an episode is recovered where more than half of its attempts are, since "
+    "attempts on one episode are not independent. Median steps to recovery: Kaplan-Meier, censored at the end."
+)
+HOW = (
+    "Recovered: three evaluations in a row at the level or above, past the old onset; no collapse active at the end; "
+    "lasted as long as demanded past the onset. Recurred: the same collapse again. Partial: the last three evaluations "
+    "average at least half way from base to best. The level is the best score before the onset minus max(0.02, its "
+    "standard error)."
+)
 
 
 def cells(r: Data) -> list[tuple[str, ...]]:
@@ -51,46 +53,46 @@ def terminal(r: Data, width: int = 100) -> str:
     return "\n".join([*lines, "", drawn[0], "-" * min(width, len(drawn[0]) + 8), *drawn[1:]]).translate(ASCII)
 
 
+def episode_cells(r: Data) -> list[tuple[str, ...]]:
+    """A row per collapse episode."""
+    return [
+        (str(i), _run(e), e["type"], str(e["onset"]), str(e["confirm"]), text.score(e["base"]), text.score(e["best"]),
+         text.score(e["best"] - e["tolerance"]), ", ".join(f"{POINTS[k]} {v}" for k, v in e["checkpoints"].items()),
+         str(e["steps"]), str(e["survive"]))
+        for i, e in enumerate(r["spec"]["episodes"])
+    ]  # fmt: skip
+
+
+def attempt_cells(r: Data) -> list[tuple[str, ...]]:
+    """A row per attempt, those without a verdict too."""
+    return [
+        (str(a["episode"]), POINTS[a["start"]], r["spec"]["remedies"][a["remedy"]], str(a["seed"]),
+         a["verdict"] or ("failed" if a["failed"] else "open"), text.score(a["score"]), a["why"], a["run_id"])
+        for a in r["attempts"]
+    ]  # fmt: skip
+
+
 def markdown(r: Data) -> str:
     """The page: answer, table, episodes, how it is judged, every attempt."""
     spec = r["spec"]
     p = r["provenance"]
-    episodes = [
-        f"| {i} | {_run(e)} | {e['type']} | {e['onset']} | {e['confirm']} | {text.score(e['base'])} | "
-        f"{text.score(e['best'])} | {text.score(e['best'] - e['tolerance'])} | "
-        f"{', '.join(f'{POINTS[k]} {v}' for k, v in e['checkpoints'].items())} | {e['steps']} | {e['survive']} |"
-        for i, e in enumerate(spec["episodes"])
-    ]
     forced = [f"* Episode {i}: {', '.join(e['in_force'])}." for i, e in enumerate(spec["episodes"]) if e["in_force"]]
     skipped = [f"* Episode {s['episode']}: no {spec['remedies'][s['remedy']]}: {s['why']}." for s in spec["skipped"]]
-    attempts = [
-        f"| {a['episode']} | {POINTS[a['start']]} | {spec['remedies'][a['remedy']]} | {a['seed']} | "
-        f"{a['verdict'] or ('failed' if a['failed'] else 'open')} | {text.score(a['score'])} | {_cell(a['why'])} | "
-        f"{a['run_id']} |"
-        for a in r["attempts"]
-    ]
     return "\n".join([
         f"# Recovery: {spec['name']}", "", *[f"{s}\n" for s in r["answer"]],
-        *_table(HEAD, [f"| {' | '.join(row)} |" for row in cells(r)]), "",
-        "An interval counts collapse episodes: an episode is recovered where more than half of its attempts are, since "
-        "attempts on one episode are not independent. Median steps to recovery: Kaplan-Meier, censored at the end.", "",
-        "## Episodes", "",
-        *_table(("episode", "run", "event", "onset", "confirmed", "base", "best before", "level", "checkpoints",
-                 "steps of an attempt", "to last past the onset"), episodes), "",
-        *forced, *skipped, "",
-        "*Recovered*: three evaluations in a row at the level or above, past the old onset; no collapse active at the "
-        "end; lasted as long as demanded past the onset. *Recurred*: the same collapse again. *Partial*: the last "
-        "three evaluations average at least half way from base to best. The level is the best score before the onset "
-        "minus max(0.02, its standard error).", "",
+        *_table(HEAD, cells(r)), "", INTERVALS, "",
+        "## Episodes", "", *_table(EPISODE_HEAD, episode_cells(r)), "",
+        *forced, *skipped, "", HOW, "",
         "## Attempts", "",
-        *_table(("episode", "start", "remedy", "seed", "verdict", "score", "why", "run"), attempts), "",
+        *_table(("episode", "start", "remedy", "seed", "verdict", "score", "why", "run"), attempt_cells(r)), "",
         f"harness {p['harness_version']}, numerics version {p['numerics_version']}, Python {p['python']}, {p['cpu']}, "
         f"{p['started']}.", "",
     ])  # fmt: skip
 
 
-def _table(head: tuple[str, ...], rows: list[str]) -> list[str]:
-    return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *rows]
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    body = [f"| {' | '.join(_cell(c) for c in row)} |" for row in rows]
+    return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *body]
 
 
 def _run(e: Data) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from harness.report import text
 
+GOAL = 0.9  # the share of the best score whose cost stands on page one
 Cell = dict[str, Any]
 Table = dict[str, Any]
 
@@ -74,23 +75,54 @@ def deviations(arm: Mapping[str, Any]) -> str:
 
 
 def verdict(report: Mapping[str, Any]) -> Table:
-    """Score, every seed, gain, difference from the reference with its label, collapses."""
+    """Score, every seed, difference from the reference with its label, collapses, and what it costs."""
     pairs = {c["a"]: c for c in report["comparisons"]}
-    notes, groups = Notes(), []
+    notes, groups, goal = Notes(), [], next((t for t in report["thresholds"] if t["share"] == GOAL), None)
     for g, arms in by_group(report):
         rows = [[
             {**arm_cell(a, full=True), "c": "arm best" if a["name"] in g["best_set"] else "arm"},
             _score(a, notes),
             cell(seeds(a), css="seeds", arm=a["name"]),
-            notes.value(a["gain"], "signed"),
             _difference(pairs.get(a["name"]), a, g, notes),
             _label(pairs.get(a["name"]), g),
+            _better(pairs.get(a["name"]), notes),
             cell(f"{a['collapse']['k']}/{a['collapse']['n']}", text.interval(a["collapse"], "fraction")),
+            cell(f"{a['statuses']['no_learning']}/{a['n']}"),
+            _reached(goal, a["name"]),
+            notes.value(a["length"], "number"), notes.value(a["memory_mib"], "memory"),
+            notes.value(a["seconds_per_million"], "number"), cell(str(a["n"])),
         ] for a in arms]  # fmt: skip
         title = g["title"] if g["ranked"] else f"{g['title']} (listed, not ranked)"
         groups.append((title, rows))
-    columns = ("Arm", "Score [95 %]", "Every seed", "Gain over base", "Difference from reference", "Label", "Collapsed")
+    best = (
+        f"Tokens to {text.score(goal['score'])}, {GOAL:.0%} of best".replace("%", " %") if goal else "Tokens to score"
+    )
+    columns = ("Arm", "Score [95 %]", "Every seed", "Difference from reference", "Label", "P(better)", "Collapsed",
+               "No learning", best, "Response length", "Peak memory",
+               f"{report['study']['clock']} per 1M tokens", "n")  # fmt: skip
     return make_table(columns, groups, notes.listed())
+
+
+def _better(c: Mapping[str, Any] | None, notes: Notes) -> Cell:
+    if c is None:
+        return cell("", css="quiet")
+    found = c["improvement"]
+    return point(found, notes, "number") if found else notes.missing("no common seed")
+
+
+def point(e: Mapping[str, Any], notes: Notes, kind: str = "score") -> Cell:
+    """A value with its interval, or with n where the table's text says why there is none."""
+    if e["value"] is None or e["low"] is not None:
+        return notes.value(e, kind)
+    return cell(text.FORMATS[kind](e["value"]), f"n={e['n']}")
+
+
+def _reached(goal: Mapping[str, Any] | None, arm: str) -> Cell:
+    found = goal["arms"].get(arm, {}).get("sampled_tokens") if goal else None
+    if found is None:
+        return cell("n/a", css="na")
+    mean = f"mean {text.value_interval(found, 'count')}" if found["low"] is not None else ""
+    return cell(text.threshold_words(found), mean)
 
 
 def _score(arm: Mapping[str, Any], notes: Notes) -> Cell:
@@ -118,9 +150,8 @@ def _difference(c: Mapping[str, Any] | None, arm: Mapping[str, Any], group: Mapp
             else "the only arm of its bracket: nothing it may be ranked against"
         )
         return notes.missing(reason)
-    return cell(
-        text.signed(c["value"]), f"{text.interval(c, 'signed')}" + (f" n={c['n']}" if c["low"] is not None else "")
-    )
+    fewer = f" n={c['n']}" if c["low"] is not None and c["n"] < arm["n"] else ""  # seeds that both arms have
+    return cell(text.signed(c["value"]), text.interval(c, "signed") + fewer)
 
 
 def _label(c: Mapping[str, Any] | None, group: Mapping[str, Any]) -> Cell:
@@ -128,7 +159,7 @@ def _label(c: Mapping[str, Any] | None, group: Mapping[str, Any]) -> Cell:
         return cell("", css="quiet")
     small = text.test_words(c) if c["p_adjusted"] is not None else ""
     css = {"A>B": "good", "B>A": "bad", "equivalent": "same"}.get(c["label"], "open")
-    return cell(text.label_words(c), small, css if group["ranked"] else "open")
+    return cell(text.label_words(c), small, f"label {css if group['ranked'] else 'open'}")
 
 
 def efficiency(report: Mapping[str, Any]) -> Table:

@@ -28,8 +28,8 @@ def count(value: float | None) -> str:
         return "n/a"
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
-            return f"{value / unit:.3g}{name}" if abs(value) / unit < 999.5 else f"{value / unit:.0f}{name}"
-    return f"{value:.0f}"
+            return _sign(f"{value / unit:.3g}{name}" if abs(value) / unit < 999.5 else f"{value / unit:.0f}{name}")
+    return _sign(f"{value:.0f}")
 
 
 def exact(value: float | None) -> str:
@@ -44,7 +44,7 @@ def fraction(value: float | None) -> str:
     percent = 100 * value
     if percent == 0:
         return "0 %"
-    return f"{percent:.2g} %" if percent < 10 else f"{percent:.0f} %"
+    return _sign(f"{percent:.2g} %" if abs(percent) < 10 else f"{percent:.0f} %")
 
 
 def number(value: float | None) -> str:
@@ -59,7 +59,7 @@ def seconds(value: float | None) -> str:
     if value is None:
         return "n/a"
     if value < 120:
-        return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
+        return _sign(f"{value:.0f} s" if abs(value) >= 10 else f"{value:.1f} s")
     return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 

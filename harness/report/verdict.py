@@ -96,6 +96,7 @@ def arm_row(arm: Mapping[str, Any], runs: Sequence[Run], planned: int) -> dict[s
         "phases": {name: estimate([{**r, name: r["phases"][name]} for r in runs], name, "not measured")
                    for name in PHASES},
         "wallclock_s": estimate(runs, "wallclock_s"),
+        "seconds_per_million": estimate(runs, "seconds_per_million", "not measured"),
         "memory_mib": estimate(runs, "memory_mib", "not measured"),
         **{key: estimate(runs, key) for key in SPENT},
     }  # fmt: skip

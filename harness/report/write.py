@@ -12,7 +12,8 @@ from harness.core.errors import UsageError
 from harness.core.results import dumps, read_study, write_atomic
 from harness.report import csvs, figures, html, latex, markdown
 from harness.report.build import COLUMNS, SCHEMA_VERSION, build_report
-from harness.report.plots import evidence_plots
+from harness.report.migrate import FROM, upgraded
+from harness.report.plots import evidence_plots, length_plots
 from harness.report.routing import heat_map
 from harness.report.rules import check_rules
 from harness.report.several import KIND, build_several, check_several
@@ -51,15 +52,23 @@ def render_again(source: Path, out: Path) -> dict[str, Path]:
         KIND: render_together,
     }
     found = (data.get("schema_version"), data.get("kind")) if isinstance(data, dict) else (None, None)
-    if found[0] != SCHEMA_VERSION or found[1] not in kinds:
+    if found[0] not in range(FROM, SCHEMA_VERSION + 1) or found[1] not in kinds:
         raise UsageError(
             f"{source}: schema_version {found[0]!r}, kind {found[1]!r}",
-            f"this version of the harness renders schema_version {SCHEMA_VERSION} of {' and '.join(map(repr, kinds))}",
+            f"this version renders schema_version {FROM} to {SCHEMA_VERSION} of {' and '.join(map(repr, kinds))}",
             "make it again from the run folders: harness report STUDY",
         )  # fmt: skip
-    if out.resolve() != source.resolve().parent:
-        write_atomic(out / "report.json", source.read_text(encoding="utf-8"))
-    return {"json": out / "report.json", **kinds[found[1]](data, out)}
+    try:
+        newest = upgraded(data, "study report", SCHEMA_VERSION)
+        check_rules(newest) if found[1] != KIND else check_several(newest)
+    except KeyError as error:
+        raise UsageError(
+            f"{source}: no {error} in it", "it is cut, or was written between two versions",
+            "make it again from the run folders: harness report STUDY",
+        ) from None  # fmt: skip
+    if newest is not data or out.resolve() != source.resolve().parent:
+        write_atomic(out / "report.json", dumps(newest) + "\n")
+    return {"json": out / "report.json", **kinds[found[1]](newest, out)}
 
 
 def render_together(data: Mapping[str, Any], out: Path) -> dict[str, Path]:
@@ -112,7 +121,7 @@ def plots(report: Mapping[str, Any]) -> Iterator[figures.Plot]:
     forest = figures.forest(report)
     if forest is not None:
         yield forest
-    yield from (p["plot"] for p in evidence_plots(report))
+    yield from (p["plot"] for p in (*evidence_plots(report), *length_plots(report)))
     if (heat := heat_map(report)) is not None:
         yield heat
 

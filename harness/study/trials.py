@@ -61,6 +61,7 @@ def controller(url: str) -> Iterator[None]:
     """
     file = file_of(url)
     if file is None:
+        open_storage(url)  # refused here, before anything is written
         yield
         return
     make_writable(file.parent)

@@ -189,3 +189,25 @@ def test_parameter_change() -> None:
     assert found["update/rel"] == pytest.approx(0.1, rel=1e-6)
     assert found["update/bf16_unchanged"] == pytest.approx(1 / 3)
     assert parameter_change([], []) == {}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.floats(-2, 2, width=32), max_size=9), min_size=2, max_size=12).filter(any))
+def test_the_ratio_by_length_equals_the_loops(rows: list[list[float]]) -> None:
+    d, mask = padded(rows, 9, math.nan)
+    found = update_metrics([trace(d, torch.zeros_like(d), mask)])
+    expected: dict[str, float] = {}
+    for low, high in ((0, 1), (1, 2), (2, 4), (4, 8), (8, 16)):
+        kept = [row for row in rows if low < len(row) <= high]
+        if len(kept) < 2:
+            continue
+        full, geo = [sum(row) for row in kept], [sum(row) / len(row) for row in kept]
+        w = [math.exp(x) for row in kept for x in row]
+        expected |= {
+            f"{high}/rows": len(kept),
+            f"{high}/full_logsd": float(np.std(full)), f"{high}/geo_logsd": float(np.std(geo)),
+            f"{high}/ess_tok": sum(w) ** 2 / (len(w) * sum(x * x for x in w)),
+        }  # fmt: skip
+    by_length = {key.removeprefix("ratio/by_length/"): v for key, v in found.items() if "by_length" in key}
+    assert by_length == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert all(is_known(key) for key in found)

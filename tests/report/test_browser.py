@@ -93,6 +93,26 @@ def test_a_response_with_a_script_is_shown_as_text(browser: Any, page: Path) -> 
     assert len(browser.find_elements("css selector", "script")) == 1
 
 
+WIDE = """
+    return [...document.querySelectorAll("main, main *")].filter((e) => e.getBoundingClientRect().width
+      && (e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX !== "visible"
+          || e.getBoundingClientRect().right > innerWidth + 1.5)).slice(0, 5).map((e) => e.outerHTML.slice(0, 200));"""
+
+
+def test_nothing_is_cut_or_scrolls_on_the_width_of_a4(browser: Any, page: Path) -> None:
+    """Paper cannot scroll: at 186 mm (A4 less its margins) everything stands inside the page."""
+    look(browser, page, "light", 703)
+    media = {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 703
+    assert browser.execute_script(WIDE) == []
+    assert browser.execute_script(CUT.replace('!e.closest(".scroll") && ', "")) == []
+    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert paper == "rgb(255, 255, 255)", "also where the reader's system is dark"
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
 def test_it_prints_on_a4(browser: Any, page: Path) -> None:
     look(browser, page, "light", 1280)
     pdf = printed(browser)

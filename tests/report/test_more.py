@@ -78,6 +78,17 @@ def test_parts_of_the_reward_and_phases_of_a_step(tmp_path: Path) -> None:
     assert "Time of a step by phase" in parse(files["html"]).text
 
 
+def test_finished_runs_without_steps_or_evaluations_are_named(tmp_path: Path) -> None:
+    write_fake_study(tmp_path / "s", ["GRPO", "PPO"], [0, 1, 2], 6, failed=[("PPO", 0)])
+    first, second, _ = (r.path for r in read_study(tmp_path / "s").of("GRPO"))
+    (first / "steps.jsonl").unlink()
+    (second / "evals.jsonl").unlink()
+    report = build_report(read_study(tmp_path / "s"))
+    [said] = [c for c in report["caveats"] if c.startswith("Records:")]
+    assert f"{first.name} (steps.jsonl), {second.name} (evals.jsonl)." in said
+    assert len(report["arms"][0]["score"]["runs"]) == 3, "the score of result.json counts"
+
+
 def test_half_written_folders_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

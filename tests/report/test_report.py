@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from harness.core.errors import UsageError
 from harness.core.results import SampleRecord, append_line, read_study, to_json
 from harness.core.spec import ArmSpec, Budget
 from harness.report import build_report, terminal_table, text, write_report
+from harness.report.write import render_again
 from tests.fakes.run_folders import write_fake_study
 
 
@@ -122,18 +124,54 @@ def test_html_and_markdown_show_the_numbers_of_the_json(report: dict[str, Any], 
     pairs = {c["a"]: c for c in report["comparisons"]}
     for a in report["arms"]:
         for table in (rows, markdown):
-            row = next(r for r in table if r and r[0].startswith(a["name"]) and len(r) == 7)
+            row = next(r for r in table if r and r[0].startswith(a["name"]) and len(r) == 13)
             assert row[1].split()[0] == text.score(a["score"]["value"])
             shown = [float(s.rstrip("†")) for s in row[2].split()]
             assert shown == pytest.approx([s["score"] for s in a["seeds"]], abs=5e-4)
-            assert row[3].split()[0] == text.signed(a["gain"]["value"])
             if a["name"] in pairs:
                 c = pairs[a["name"]]
-                assert row[4].split()[0] == text.signed(c["value"])
+                assert row[3].split()[0] == text.signed(c["value"])
                 if c["low"] is not None:
-                    assert text.interval(c, "signed") in row[4]
-                assert row[5].startswith(text.label_words(c))
+                    assert text.interval(c, "signed") in row[3]
+                assert row[4].startswith(text.label_words(c))
+                assert row[5].split()[0] == text.number(c["improvement"]["value"])
             assert row[6].split()[0] == f"{a['collapse']['k']}/{a['collapse']['n']}"
+            assert row[7] == f"{a['statuses']['no_learning']}/{a['n']}"
+            tokens = report["thresholds"][-1]["arms"][a["name"]]["sampled_tokens"]
+            assert row[8].startswith(text.threshold_words(tokens))
+            for cell, key, kind in ((row[9], "length", "number"), (row[10], "memory_mib", "memory"),
+                                    (row[11], "seconds_per_million", "number")):  # fmt: skip
+                assert cell.startswith(text.FORMATS[kind](a[key]["value"]))
+                assert text.interval(a[key], kind) in cell.replace("\u00a0", " ")
+            assert row[12] == str(a["n"])
+
+
+def test_the_time_per_million_tokens_is_that_of_the_runs(report: dict[str, Any]) -> None:
+    for a in report["arms"]:
+        each = [1e6 * r["wallclock_s"] / r["sampled_tokens"] for r in report["runs"]
+                if r["arm"] == a["name"] and r["counted"]]  # fmt: skip
+        assert a["seconds_per_million"]["value"] == pytest.approx(sum(each) / len(each))
+        assert a["seconds_per_million"]["n"] == len(each)
+    assert report["study"]["clock"] == "CPU-s"
+
+
+def test_a_report_of_the_version_before_is_rendered_as_one_of_today(report: dict[str, Any], tmp_path: Path) -> None:
+    old = json.loads(json.dumps(report))
+    for part in (*old["arms"], *old["runs"]):
+        del part["seconds_per_million"]
+        part.pop("absent", None)
+    for panel in old["panels"]:
+        del panel["limit"]
+    del old["study"]["clock"], old["ratio_by_length"], old["trajectories"]
+    old["schema_version"] = 2
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    paths = render_again(tmp_path / "old.json", tmp_path / "new")
+    assert json.loads(paths["json"].read_text()) == report
+    del old["tally"]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    with pytest.raises(UsageError, match="no 'tally' in it"):
+        render_again(tmp_path / "old.json", tmp_path / "cut")
+    assert not (tmp_path / "cut").exists()
 
 
 def test_csvs_hold_every_run_comparison_and_evaluation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from collections.abc import Mapping
@@ -31,6 +32,8 @@ from harness.core.results import (
     to_json,
 )
 from harness.core.spec import Budget, PromptOrder, RunSpec, StartSpec
+from harness.report.page import render
+from harness.report.recovery_page import page as recovery_page
 from harness.run import main
 from harness.study.recover import RecoveryChoices, RecoveryPlan, plan_recovery
 from harness.study.recovered import judged, outcome, read_plan
@@ -301,6 +304,35 @@ def test_a_recovery_study_is_run_judged_and_written(recovered: tuple[Path, list[
         kept = listed(folder / RUNS / record["run_id"] / CHECKPOINTS)
         assert bool(kept) == (record["verdict"] == "recovered"), "what did not recover needs no checkpoint"
     assert "## Attempts" in (folder / "report" / "recovery.md").read_text()
+    page = (folder / "report" / "recovery.html").read_text()
+    assert found["answer"][0] in html.unescape(page)
+    assert all(a["run_id"] in page for a in found["attempts"])
+    assert {p.name for p in (folder / "report" / "figures").iterdir()} == {
+        f"{name}.{kind}" for name in ("recovered", "time-to-recovery") for kind in ("svg", "png")
+    }
+
+
+def test_the_page_is_rendered_again_from_the_record_alone(
+    recovered: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = recovered
+    assert command(monkeypatch, "report", str(folder / "report" / "recovery.json"), "--out", str(tmp_path)) == 0
+    for name in ("recovery.html", "recovery.md", "figures/recovered.svg"):
+        assert (tmp_path / name).read_bytes() == (folder / "report" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("judged", [0, 1, 26])
+def test_the_figures_of_a_recovery_hold_what_was_judged(judged: int) -> None:
+    record = json.loads((Path(__file__).parents[2] / "results/reference/recovery/recovery.json").read_text())
+    open_ = [{**a, "verdict": None, "steps": None, "recovered_after": None} for a in record["attempts"][judged:]]
+    rows = record["rows"] if judged == 26 else [
+        {**r, "attempts": 0, "episodes": {"k": 0, "n": 0, "value": None, "low": None, "high": None}}
+        for r in record["rows"]
+    ]  # fmt: skip
+    page = render(recovery_page({**record, "attempts": [*record["attempts"][:judged], *open_], "rows": rows}))
+    assert ("Steps until recovery" in page) == (judged > 0)
+    assert page.count(">open</text>") == (len(rows) if judged < 26 else 0)
+    assert ("2/2</text>" in page) == (judged == 26)
 
 
 def test_repeating_the_command_repeats_nothing(

@@ -21,6 +21,7 @@ from harness.core.search import SearchRecord, write_search
 from harness.study import trials
 from harness.study.trials import default_storage, open_storage
 from harness.study.tune import Search, run_trials
+from tests.cli.test_usage import run as command
 from tests.fakes import postgres
 from tests.fakes.planted import PlantedExecutor
 from tests.study.surfaces import SURFACE, journal, record
@@ -154,6 +155,20 @@ def test_a_server_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be reached") as error:
         open_storage("postgresql://harness@127.0.0.1:1/none")
     assert "start the server" in error.value.instead
+
+
+@pytest.mark.parametrize("verb", ["ablate", "tune"])
+@pytest.mark.parametrize("url", ["postgresql://harness@127.0.0.1:1/none", "nowhere"])
+def test_a_storage_that_cannot_be_opened_leaves_no_folder(
+    verb: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("psycopg")
+    results = tmp_path / "results"
+    arms = ["-p", "dapo"] if verb == "ablate" else ["-a", "grpo"]
+    given = [verb, *arms, "--storage", url, "--results", str(results), "--steps", "1"]
+    assert command(monkeypatch, *given) == 2
+    assert f"--storage {url}" in capsys.readouterr().err
+    assert not [p for p in results.rglob("*") if p.is_file()]
 
 
 @pytest.mark.parametrize("storage", [journal, default_storage])

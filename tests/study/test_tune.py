@@ -192,8 +192,9 @@ def test_other_samplers(tmp_path: Path, sampler: str) -> None:
     [
         ("surrogate.high", "no dimension"),
         ("surrogate.high=0.1:x", "no interval"),
-        ("surrogate.high=0.5:0.1", "from low to high"),
-        ("surrogate.high=0:0.5:log", "low > 0"),
+        ("surrogate.high=0.5:0.1", "surrogate.high from 0.5 to 0.1 is no interval: low must be below high"),
+        ("surrogate.high=0.3:0.3", "--dim surrogate.high=0.3:0.3\n  why:     surrogate.high from 0.3 to 0.3 is no"),
+        ("surrogate.high=0:0.5:log", "low must be above 0"),
         ("surrogate.hihg=0.1:0.5", "did you mean surrogate.high"),
         ("surrogate.high=-0.1:0.5", "greater than or equal to 0"),
         ("surrogate.high=0.3:0.5", "outside"),
