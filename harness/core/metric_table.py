@@ -341,6 +341,13 @@ MISMATCH = tuple(
          "From the old-log-prob pass over all rows, or else from the updates' contributing rows; rows carried over "
          "from an earlier step are left out."),
     )
+) + tuple(
+    Metric(
+        key=f"mismatch/injected_{key}", formula=f"{formula} d_it, d = noise put into old_logp", unit="nats",
+        aggregation="tok", when="rollout", not_applicable="no noise is put into what the ratio divides by",
+        doc="Of logp_noise; no other mismatch metric holds it.",
+    )
+    for key, formula in (("mean", "mean_it"), ("sd", "SD over it of"))
 )  # fmt: skip
 
 MOE_CHANGES = tuple(

@@ -31,6 +31,7 @@ class Prepared:
     values: Float[Tensor, "B T"] | None
     ref_logp: Float[Tensor, "B T"] | None
     old_logp: Float[Tensor, "B T"] | None  # where the advantages already needed it
+    noise: Float[Tensor, "B T"] | None  # injected into what the ratio divides by
     history: tuple[float, ...]  # the selector's state afterwards
     penalty_weight: float | None  # the adaptive controller's, for the next batch
     routing: Routing | None = None  # of a mixture of experts
@@ -70,7 +71,7 @@ def prepare(
 ) -> Prepared:
     """Everything that is constant during the updates of this batch; what was `recorded` is not computed again."""
     known = recorded or Recorded()
-    batch = replace(batch, behaviour_logp=algorithm.correction.reported(batch.behaviour_logp, batch.mask, key))
+    batch = replace(batch, behaviour_logp=algorithm.logp_noise.reported(batch.behaviour_logp, batch.mask, key))
     view = _view(batch, facts, key)
     for part in algorithm.rewards:
         view = replace(view, reward=part(view))
@@ -115,6 +116,7 @@ def prepare(
         values=values,
         ref_logp=ref,
         old_logp=old,
+        noise=algorithm.logp_noise.of_old(batch.mask, key),
         history=selected.history,
         penalty_weight=None if old is None else next_penalty_weight(algorithm, old, ref, mask),
         routing=routing,
