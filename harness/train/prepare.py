@@ -83,9 +83,7 @@ def prepare(
     needs_old = any(p.in_reward for p in algorithm.penalties)
     old = known.old_logp
     if old is None and needs_old:
-        sampled = algorithm.old_logp == "rollout"
-        follow = None if routing is None else routing.recording()
-        old = batch.behaviour_logp if sampled else no_grad_logps(nets, nets.policy, rows, everything, follow)
+        old = _old_logps(batch, algorithm, nets, rows, routing)
     ref = no_grad_logps(nets, nets.reference, rows, everything) if nets.reference is not None else None
     values = known.values
     if values is None and nets.critic is not None:
@@ -121,6 +119,16 @@ def prepare(
         penalty_weight=None if old is None else next_penalty_weight(algorithm, old, ref, mask),
         routing=routing,
     )
+
+
+def _old_logps(
+    batch: RolloutBatch, algorithm: Algorithm, nets: Networks, rows: Rows, routing: Routing | None
+) -> Float[Tensor, "B T"]:
+    """Of all rows, before any update."""
+    if algorithm.old_logp == "rollout":
+        return batch.behaviour_logp
+    follow = None if routing is None else routing.recording()
+    return no_grad_logps(nets, nets.policy, rows, range(batch.num_rows), follow)
 
 
 def _routing(batch: RolloutBatch, rows: Rows, algorithm: Algorithm, nets: Networks) -> Routing | None:
