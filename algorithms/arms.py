@@ -22,6 +22,7 @@ class Arm:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     bracket: Bracket = "outcome"  # arms with different reward information are never ranked together
     recipe: Mapping[str, Any] = field(default_factory=dict)  # recipe values of its own; controls only
+    backend: Mapping[str, Any] = field(default_factory=dict)  # likewise, by dotted path
 
 
 # GSPO's range in units of the drift's standard deviation. 1 : 4/3 keeps the published proportion 3e-4 : 4e-4; if log s
@@ -62,6 +63,14 @@ ARMS: Mapping[str, Arm] = {
     "random_reward": Arm(algorithm="random_reward", bracket="control"),
     "rft": Arm(algorithm="rft", bracket="control"),
     "grpo_batch_std": Arm(algorithm="grpo_batch_std", bracket="control"),
+    # GRPO that samples with the very weights it trains and divides by the log-probs of that sampling: whatever engine
+    # the others have, it has no mismatch but the rounding of two forwards
+    "zero_mismatch": Arm(
+        algorithm="grpo",
+        overrides={"old_logp": "rollout"},
+        bracket="control",
+        backend={"sampler": "transformers", "engine.dtype": None, "engine.server": None},
+    ),
     # GRPO in all but its learning rate: what still changes is the noise floor of engine and evaluation
     "canary_lr0": Arm(algorithm="grpo", bracket="control", recipe={"lr": 0.0}),
 }

@@ -122,7 +122,7 @@ def warnings_for(algorithm: Algorithm, info: TaskInfo) -> list[str]:
             f"{info.name} lie between {low:g} and {high:g}. Set admission.low={low:g} and admission.high={high:g}."
         )
     updates = algorithm.updates
-    if algorithm.surrogate.clips and updates.mini_batches * updates.epochs == 1:
+    if algorithm.surrogate.clips and updates.mini_batches * updates.epochs == 1 and not algorithm.logp_noise.active:
         found.append(
             "one optimizer step per rollout batch: every ratio is 1, nothing is clipped, and the clipping algorithms "
             "coincide. Use updates.mini_batches=4."

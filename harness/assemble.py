@@ -19,7 +19,7 @@ from harness.core.ports import Sampler, Task
 from harness.core.registry import build_task
 from harness.core.resolve import resolve
 from harness.core.routing import RouterSet
-from harness.core.spec import Recipe, RunSpec
+from harness.core.spec import BackendSpec, Recipe, RunSpec
 from harness.rollout.collate import collate
 from harness.rollout.collect import Collector
 from harness.rollout.gather import Gathered, gather
@@ -32,6 +32,7 @@ from harness.train.update import Optimizers
 if TYPE_CHECKING:
     from harness.models.codec import TextCodec
     from harness.models.load import LoadedModel
+    from harness.models.rollout_copy import RolloutCopy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,13 +146,11 @@ def optimizers_of(nets: Networks, recipe: Recipe) -> Optimizers:
 
 def load_policy(spec: RunSpec) -> LoadedModel:
     """The model, with adapters where the recipe asks for them."""
-    from harness.models.experts import set_experts
     from harness.models.load import load
-    from harness.models.prepare import add_adapters, set_attention
+    from harness.models.prepare import add_adapters, set_up
 
     model = load(spec.model, seed=spec.seed, device=spec.backend.device, dtype=spec.backend.dtype)
-    set_attention(model.policy, spec.backend.attention)
-    set_experts(model.policy, spec.backend.experts)
+    set_up(model.policy, spec.backend)
     if spec.recipe.lora is not None:
         add_adapters(model.policy, spec.recipe.lora)
     return model
@@ -188,18 +187,16 @@ def load_routers(spec: RunSpec, algorithm: Algorithm, model: LoadedModel) -> Rou
 
 def networks(spec: RunSpec, algorithm: Algorithm, model: LoadedModel, routers: RouterSet | None = None) -> Networks:
     """Policy, and critic and reference by need; `routers` of the policy."""
-    from harness.models.experts import set_experts
     from harness.models.heads import ValueModel
     from harness.models.load import load
-    from harness.models.prepare import prepare_decoder, set_attention
+    from harness.models.prepare import prepare_decoder, set_up
     from harness.models.response_logits import WHOLE, token_logps
     from harness.models.shared_prompts import PromptStates, require_sharing
 
     reference = None
     if "reference" in algorithm.needs:
         reference = load(spec.model, seed=spec.seed, device=spec.backend.device, dtype=spec.backend.dtype).policy
-        set_attention(reference, spec.backend.attention)
-        set_experts(reference, spec.backend.experts)
+        set_up(reference, spec.backend)
         reference.requires_grad_(False)
     critic = ValueModel(model.policy) if "critic" in algorithm.needs else None
     update = spec.backend.update
@@ -234,6 +231,18 @@ def resident_mib() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def rollout_copy(backend: BackendSpec, model: LoadedModel) -> RolloutCopy | None:
+    """The weights that sample, where they have another precision; None: the policy itself samples."""
+    from harness.models.load import require_dtype
+    from harness.models.rollout_copy import DTYPES, RolloutCopy
+
+    if backend.rollout_dtype == backend.dtype:
+        return None
+    if backend.rollout_dtype in DTYPES:
+        require_dtype(DTYPES[backend.rollout_dtype], backend.device)
+    return RolloutCopy(model.policy, backend.rollout_dtype)
+
+
 def build_sampler(
     spec: RunSpec, model: LoadedModel, codec: TextCodec, task: Task, routers: RouterSet | None = None
 ) -> Sampler:
@@ -241,8 +250,10 @@ def build_sampler(
     if spec.backend.sampler == "transformers":
         from harness.backends.samplers.transformers import TransformersSampler
 
+        own = rollout_copy(spec.backend, model)
         return TransformersSampler(
-            model.policy,
+            model.policy if own is None else own.policy,
+            refresh=None if own is None else own.refresh,
             eos_ids=model.eos_ids,
             pad_id=model.pad_id,
             batch_tokens=spec.recipe.generation_tokens,

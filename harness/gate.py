@@ -75,7 +75,9 @@ class Gate:
             first.graded(batch),
         )
         gap = selftest.gap_of(row)
-        if gap.tokens:  # rows that were trained on, under the weights that sampled them
+        noise = parts.algorithm.logp_noise
+        misreported = noise.active and noise.of == "behaviour"  # on purpose, and a deviation of the run
+        if gap.tokens and not misreported:  # rows that were trained on, under the weights that sampled them
             self.add(start.sampler_trainer(gap, self._precision(parts), "step-0 ratios"))
 
     def _precision(self, parts: Assembly) -> Any:
@@ -127,7 +129,7 @@ def engine_of(parts: Assembly) -> Engine:
     return Engine(
         name=sampler.name,
         version=found,
-        dtype=backend.dtype if own else backend.engine.dtype or backend.dtype,
+        dtype=backend.rollout_dtype,
         exact_repeat=sampler.exact_repeat,
     )
 

@@ -8,16 +8,12 @@ from __future__ import annotations
 from typing import ClassVar, final
 
 import torch
-from pydantic import Field
 
 from algorithms.parts.kl import kl_estimate
 from harness.core.masked import masked
-from harness.core.parts import Correction, Need, Penalty, PenaltyInput, Reward, RowView
-from harness.core.randomness import uniforms
+from harness.core.parts import Need, Penalty, PenaltyInput, Reward, RowView
 from harness.core.registry import part
-from harness.core.shapes import Bool, Float, Tensor
-
-NOISE = 6607  # opens the random stream of the noise
+from harness.core.shapes import Float, Tensor
 
 
 @part
@@ -99,29 +95,3 @@ class Infinity(Penalty):
 
     def __call__(self, view: PenaltyInput) -> Float[Tensor, "B T"]:
         return masked(torch.full_like(view.logp, torch.inf), view.mask)
-
-
-@part
-@final
-class Noise(Correction):
-    """The sampler reports log mu + N(0, sd^2) per token; nothing is corrected for it."""
-
-    kind: ClassVar[str] = "fault_noise"
-    sd: float = Field(default=0.1, gt=0.0)  # nats
-
-    @property
-    def active(self) -> bool:
-        return False
-
-    def reported(
-        self, behaviour_logp: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], key: tuple[int, ...]
-    ) -> Float[Tensor, "B T"]:
-        rows = [(*key, NOISE, row) for row in range(behaviour_logp.shape[0])]
-        uniform = torch.from_numpy(uniforms(rows, behaviour_logp.shape[1])).clamp(1e-12, 1 - 1e-12)
-        noise = self.sd * torch.special.ndtri(uniform).to(behaviour_logp)
-        return behaviour_logp + masked(noise, mask)
-
-    def __call__(
-        self, old_logp: Float[Tensor, "B T"], behaviour_logp: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]
-    ) -> Float[Tensor, "B T"]:
-        return torch.ones_like(old_logp)

@@ -16,7 +16,7 @@ BudgetTokens = Annotated[
     int | None, typer.Option(help="No further run once they have sampled so many tokens; of a search, per algorithm.")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
-Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16; measured where not given.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; measured where not given.")]
 Dimensions = Annotated[
     list[str] | None,
     typer.Option("--dim", help="[ARM:]path=low:high[:log] or path=a,b,c: replaces or adds; repeatable."),

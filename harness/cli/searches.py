@@ -45,7 +45,8 @@ def ablate(
         typer.Option(help="grpo:dapo, from one algorithm to another, one slot at a time; no preset's factors."),
     ] = None,
     stress: Annotated[
-        list[str] | None, typer.Option(help="Cross every cell with lr=1,3 (factors) or updates=4,16; repeatable.")
+        list[str] | None,
+        typer.Option(help="Cross every cell with lr=1,3 (factors), updates=4,16 or PATH=A,B; repeatable."),
     ] = None,
     task: Task = None,
     task_param: TaskParam = None,

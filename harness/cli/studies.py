@@ -52,7 +52,7 @@ def compare(
     sets: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", "-s", help="recipe.lr=1e-4, updates.mini_batches=8, GRPO:surrogate.high=.28; repeatable."
+            "--set", "-s", help="recipe.lr=1e-4, GRPO:surrogate.high=.28, backend.engine.dtype=int8; repeatable."
         ),
     ] = None,
     parallel: Parallel = None,

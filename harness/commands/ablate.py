@@ -11,7 +11,7 @@ from typing import Any
 from harness.backends.executors.local import LocalExecutor
 from harness.commands.compare import choices, close_study, interrupted, open_tracker, opening, tell_where
 from harness.commands.dry_run import show_plan
-from harness.commands.engine import num_parallel, require_engine
+from harness.commands.engine import num_parallel, require_engines
 from harness.commands.options import CompareOptions
 from harness.core.ablation import write_ablation
 from harness.core.errors import UsageError
@@ -53,7 +53,7 @@ def run_ablate(options: AblateOptions) -> int:
             return kept_backend(read_study_spec(known).backend, spec.backend)
         backend, facts = choose_backend(spec.model, spec.backend.model_dump(exclude_unset=True))
         measured.update(facts)
-        require_engine(backend)
+        require_engines(spec, backend)
         return backend
 
     chosen = replace(choices(shared), kind="ablations", design=design_of(options))
@@ -123,11 +123,17 @@ def design_of(options: AblateOptions) -> dict[str, Any]:
 
 
 def stress_factor(text: str, options: AblateOptions) -> tuple[str, dict[str, dict[str, Any]]]:
-    """`lr=1,3` -> the recipe's learning rate times these; `updates=4,16` -> mini-batches per rollout batch."""
+    """`lr=1,3` -> the recipe's learning rate times these; `updates=4,16` -> mini-batches per rollout batch.
+
+    Any other name is a path with its values: `backend.engine.dtype=float32,int8`, `logp_noise.sd=0,0.1`.
+    """
     name, _, written = text.partition("=")
     values = [parse_value(v) for v in written.split(",")]
+    if written and ("." in name or name == "old_logp"):
+        return name, {str(v): {name: v} for v in values}
     if name not in ("lr", "updates") or not written or not all(isinstance(v, (int, float)) for v in values):
-        raise UsageError(f"--stress {text}", "it is no stress", "--stress lr=1,3 (factors) or --stress updates=4,16")
+        raise UsageError(f"--stress {text}", "it is no stress",
+                         "--stress lr=1,3 (factors), updates=4,16, or a path such as logp_noise.sd=0,0.1")  # fmt: skip
     if name == "updates":
         return name, {f"{v:g}": {"updates.mini_batches": v} for v in values}
     return name, {f"x{v:g}": {} if v == 1 else {"recipe.lr": _lr(options) * v} for v in values}

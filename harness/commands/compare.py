@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.backends.executors.local import LocalExecutor
 from harness.commands.dry_run import show_plan
-from harness.commands.engine import engine_words, num_parallel, require_engine
+from harness.commands.engine import engine_words, num_parallel, require_engines
 from harness.commands.lists import names, seeds
 from harness.commands.options import CompareOptions
 from harness.commands.verdict import refused
@@ -40,7 +40,7 @@ def run_compare(options: CompareOptions) -> int:
             return kept_backend(read_study_spec(known).backend, spec.backend)
         backend, facts = choose_backend(spec.model, spec.backend.model_dump(exclude_unset=True))
         measured.update(facts)
-        require_engine(backend)
+        require_engines(spec, backend)
         return backend
 
     planned = build(choices(options), recipe, held_out, backend_of)

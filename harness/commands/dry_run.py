@@ -76,6 +76,7 @@ def _show_arms(console: Console, spec: StudySpec) -> None:
             [
                 *(f"{path}={new}" for path, (_, new) in changes.items() if new is not None),
                 *(f"recipe.{key}={value}" for key, value in arm.recipe.items()),
+                *(f"backend.{key}={value}" for key, value in arm.backend.items()),
                 *(f"at {e.at:g} of the budget {e.overrides}" for e in arm.schedule),
             ]
         )

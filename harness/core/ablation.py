@@ -19,12 +19,13 @@ KINDS: tuple[Kind, ...] = ("factorial", "fraction", "leave_one_out", "add_one_in
 
 
 class Level(Spec):
-    """One value of a factor: what it changes in the algorithm, and in the recipe where the factor is a stress."""
+    """One value of a factor: what it changes in the algorithm; a stress may change recipe and backend too."""
 
     name: str
     overrides: dict[str, Any] = Field(default_factory=dict)  # dotted path -> value; empty: as the algorithm has it
     recipe: dict[str, Any] = Field(default_factory=dict)
     schedule: tuple[ScheduleEntry, ...] = ()  # what changes in the course of the budget, where the factor is a stress
+    backend: dict[str, Any] = Field(default_factory=dict)  # how it is computed, where the factor is a stress
 
 
 class Factor(Spec):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from harness.core.errors import UsageError, near
+from harness.core.noise import LogpNoise
 from harness.core.parts import (
     Admission,
     Advantage,
@@ -66,6 +67,7 @@ class Algorithm(BaseModel):
     old_logp: Literal["train", "rollout"] = (
         "train"  # whose log-probs the ratio divides by: the trainer's, the sampler's
     )
+    logp_noise: LogpNoise = LogpNoise()  # put into log-probs on purpose
     prompts_factor: int = 1  # prompts per rollout batch, relative to the recipe (PPO without siblings: G)
     # whose expert choices an update of a mixture of experts replays; auto: see `replay_mode`
     routing_replay: Literal["auto", "off", "r2", "r3"] = "auto"
@@ -215,7 +217,8 @@ def leaves(algorithm: Algorithm) -> dict[str, Any]:
                 flat |= _fields(f"{slot}.{part.kind}", part)
         else:
             flat |= {slot: value.kind, **_fields(slot, value)}
-    flat |= {f"updates.{f}": getattr(algorithm.updates, f) for f in Updates.model_fields}
+    for name, value in (("updates", algorithm.updates), ("logp_noise", algorithm.logp_noise)):
+        flat |= {f"{name}.{field}": getattr(value, field) for field in type(value).model_fields}
     return flat
 
 

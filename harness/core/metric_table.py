@@ -7,28 +7,7 @@ Aggregation: `tok` = mean over tokens, `seq` = mean over rows, `grp` = mean over
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-When = Literal["rollout", "update", "counter", "wallclock"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
-    """One entry of the dictionary."""
-
-    key: str  # name in steps.jsonl and in MLflow, without the update-time suffix
-    formula: str
-    unit: str
-    aggregation: str  # tok, seq, grp, or how the values of a step are combined
-    when: When  # rollout: once per row; update: /first /last /max; counter: count of this step; wallclock: timing
-    not_applicable: str = ""  # why the value can be null; empty where it never is, bar an empty batch
-    trl: str | None = None
-    verl: str | None = None
-    openrlhf: str | None = None
-    prime_rl: str | None = None
-    doc: str = ""  # why it is kept, and its trap
-
+from harness.core.metric import Metric
 
 _ON_POLICY = "one update per rollout batch: the weights are the old policy's, so the ratio is 1 by construction"
 _NO_CLIP = "the surrogate does not clip; or " + _ON_POLICY
@@ -341,6 +320,13 @@ MISMATCH = tuple(
          "From the old-log-prob pass over all rows, or else from the updates' contributing rows; rows carried over "
          "from an earlier step are left out."),
     )
+) + tuple(
+    Metric(
+        key=f"mismatch/injected_{key}", formula=f"{formula} d_it, d = noise put into old_logp", unit="nats",
+        aggregation="tok", when="rollout", not_applicable="no noise is put into what the ratio divides by",
+        doc="Of logp_noise; no other mismatch metric holds it.",
+    )
+    for key, formula in (("mean", "mean_it"), ("sd", "SD over it of"))
 )  # fmt: skip
 
 MOE_CHANGES = tuple(

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.core.errors import UsageError, near
-from harness.core.metric_table import METRICS, QUANTILES, Metric, When
+from harness.core.metric import Metric, When
+from harness.core.metric_table import METRICS, QUANTILES
 
 UPDATE_SUFFIXES = ("first", "last", "max")
 BY_LENGTH = "ratio/by_length/"  # columns by response length; L, the upper end of a bin, is a power of two

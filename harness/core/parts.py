@@ -263,12 +263,6 @@ class Correction(Part):
         """False where every weight is 1, so that nothing is computed."""
         return True
 
-    def reported(
-        self, behaviour_logp: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], key: tuple[int, ...]
-    ) -> Float[Tensor, "B T"]:
-        """The behaviour log-probs as the trainer gets to see them; only a fault disturbs them. `key`: of the step."""
-        return behaviour_logp
-
     @abstractmethod
     def __call__(
         self, old_logp: Float[Tensor, "B T"], behaviour_logp: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]

@@ -8,7 +8,7 @@ from typing import Any
 from harness.core.algorithm import Algorithm, difference, leaves, override, replay_mode
 from harness.core.errors import UsageError, near
 from harness.core.registry import algorithm as preset
-from harness.core.spec import Recipe, RunSpec, ScheduleEntry, parse
+from harness.core.spec import Recipe, RunSpec, ScheduleEntry, dotted, parse
 
 SCHEDULABLE = (
     "lr", "critic_lr", "lr_schedule", "warmup", "temperature", "max_new_tokens", "micro_batch_tokens", "pool_size",
@@ -67,6 +67,7 @@ def deviations(spec: RunSpec, record: Algorithm) -> tuple[str, ...]:
     """`path: preset value -> value` for everything that differs from the preset; shown wherever its name is."""
     changes = difference(preset(spec.algorithm), record)
     found = [_change(path, a, b) for path, (a, b) in changes.items() if _told(path, a, b)]
+    found += [_change(f"backend.{path}", a, b) for path, (a, b) in _computed(spec).items()]
     found += [f"at {e.at:g} of the budget: {e.overrides}" for e in spec.schedule]
     if spec.backend.routers and record.routing_replay == "auto":
         kind = "token" if record.ratio.per_token else "sequence"
@@ -78,6 +79,19 @@ def deviations(spec: RunSpec, record: Algorithm) -> tuple[str, ...]:
     if spec.start is not None and spec.start.prompts is not None:
         found.append(f"prompts of seed {spec.start.prompts.seed} from number {spec.start.prompts.first} on")
     return tuple(found)
+
+
+def _computed(spec: RunSpec) -> dict[str, tuple[Any, Any]]:
+    """How samples and gradients are computed, where that departs: path -> (from what, to what).
+
+    From the trainer's precision, or from what the other arms have where the arm has its own.
+    """
+    backend, others = spec.backend, dict(spec.own_backend)
+    now = dotted(backend.model_dump(mode="json")) | {"engine.dtype": backend.rollout_dtype}
+    if "engine.dtype" in others:
+        others["engine.dtype"] = others["engine.dtype"] or others.get("dtype", backend.dtype)
+    plain = {"fp32_head": False, "engine.dtype": backend.dtype} | others
+    return {path: (old, now[path]) for path, old in plain.items() if old != now[path]}
 
 
 def _told(path: str, old: Any, new: Any) -> bool:

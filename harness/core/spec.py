@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.core.errors import UsageError, near
 
@@ -16,7 +16,10 @@ Bracket = Literal["outcome", "dense", "control"]
 # ablation or as what a search chose
 Roster = Literal["matched", "published", "stressed", "tuned"]
 OWN_RECIPE: tuple[Roster, ...] = ("stressed", "tuned")
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+RolloutDtype = Literal["float32", "bfloat16", "float16", "int8"]
+# what an arm may have for itself; where and on how many threads it runs is the machine's
+OWN_BACKEND = ("sampler", "dtype", "fp32_head", "attention", "engine", "update")
 
 
 DATA_FILES = ("test_file", "reward_function")  # task parameters that name a file, whose content is in `data_sha256`
@@ -121,9 +124,13 @@ class EvalSpec(Spec):
 
 
 class EngineSpec(Spec):
-    """A rollout engine that is not the trainer's own model."""
+    """A rollout engine that is not the trainer's own model.
 
-    dtype: Dtype | None = None  # None: the trainer's
+    With another `dtype` than the trainer's, the transformers sampler has its own copy of the weights in that precision,
+    made anew after every update; int8 is for that sampler only.
+    """
+
+    dtype: RolloutDtype | None = None  # None: the trainer's
     kv_cache_gib: float = Field(1.0, gt=0)  # memory of the KV cache on CPU
     gpu_memory: float = Field(0.5, gt=0, lt=1)  # share of a GPU's memory for weights and KV cache
     server: str | None = None  # URL of a running engine server (`harness serve`); None: in this process
@@ -153,8 +160,47 @@ class BackendSpec(Spec):
     attention: str = "sdpa"  # an attention of transformers, or grouped_products
     experts: str | None = None  # how a mixture's experts compute (eager, grouped_mm, ...); None: the model's own way
     routers: int = Field(0, ge=0)  # layers that route to experts; 0: a dense model
+    fp32_head: bool = False  # logits from hidden states and head weights in float32, in trainer and sampler
     engine: EngineSpec = EngineSpec()
     update: UpdateSpec = UpdateSpec()
+
+    @property
+    def rollout_dtype(self) -> RolloutDtype:
+        """What samples computes in this precision."""
+        return self.engine.dtype or self.dtype
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _trainable(cls, value: Any) -> Any:
+        if value == "int8":
+            raise UsageError(
+                "backend.dtype = int8",
+                "training needs gradients, and numbers of eight bits have none worth the name",
+                "backend.engine.dtype=int8, which rounds the weights that sample",
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _possible(self) -> BackendSpec:
+        if self.sampler == "vllm" and self.engine.dtype == "int8":
+            raise UsageError(
+                "backend.engine.dtype = int8 with --sampler vllm",
+                "vLLM quantises a model when it loads it, and here its weights come anew after every update",
+                "--sampler transformers, whose copy is rounded at every sync; or engine.dtype=bfloat16",
+            )
+        if self.sampler == "vllm" and self.fp32_head:
+            raise UsageError(
+                "backend.fp32_head = true with --sampler vllm",
+                "vLLM computes the logits of generation in the model's precision, so only the trainer's would change",
+                "--sampler transformers, or backend.engine.dtype=float32",
+            )
+        if self.fp32_head and self.dtype == "float32" and self.rollout_dtype in ("float32", "int8"):
+            raise UsageError(
+                "backend.fp32_head = true where everything computes in float32",
+                "the head does so already, and the setting would change nothing",
+                "backend.dtype or backend.engine.dtype bfloat16 or float16, or no fp32_head",
+            )
+        return self
 
 
 class CheckpointSpec(Spec):
@@ -220,11 +266,12 @@ class RunSpec(Spec):
     start: StartSpec | None = None
     schedule: tuple[ScheduleEntry, ...] = ()
     checkpoints: CheckpointSpec = CheckpointSpec()
+    own_backend: dict[str, Any] = Field(default_factory=dict)  # dotted path of `backend` -> what the other arms have
 
     @property
     def hash(self) -> str:
         """Stable hash of everything that can change numbers."""
-        return stable_hash(_without_paths(self.model_dump(mode="json", exclude={"checkpoints"})))
+        return stable_hash(_hashed(self.model_dump(mode="json", exclude={"checkpoints", "own_backend"})))
 
     @property
     def run_id(self) -> str:
@@ -243,14 +290,28 @@ class ArmSpec(Spec):
     roster: Roster = "matched"
     recipe: dict[str, Any] = Field(default_factory=dict)  # recipe values of this arm alone; see OWN_RECIPE
     schedule: tuple[ScheduleEntry, ...] = ()  # of this arm alone, after the study's
+    backend: dict[str, Any] = Field(default_factory=dict)  # dotted path -> value of this arm alone; see OWN_RECIPE
+
+    @field_validator("backend", mode="before")
+    @classmethod
+    def _dotted(cls, value: Any) -> Any:
+        return dotted(value) if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
-    def _same_recipe_where_ranked(self) -> ArmSpec:
-        if (self.recipe or self.schedule) and self.bracket != "control" and self.roster not in OWN_RECIPE:
+    def _same_settings_where_ranked(self) -> ArmSpec:
+        own = self.recipe or self.schedule or self.backend
+        if own and self.bracket != "control" and self.roster not in OWN_RECIPE:
             raise ValueError(
-                f"arm {self.name} is ranked, so it has the study's recipe and schedule; only controls, and arms of a "
-                "stressed or tuned roster, have their own"
+                f"arm {self.name} is ranked, so it has the study's recipe, schedule and backend; only controls, and "
+                "arms of a stressed or tuned roster, have their own"
             )
+        for path in self.backend:
+            if path.split(".")[0] not in OWN_BACKEND:
+                raise UsageError(
+                    f"arm {self.name}: backend.{path}",
+                    "an arm of its own there would run on another machine than the others, or not be a setting at all",
+                    near(path, OWN_BACKEND),
+                )
         return self
 
 
@@ -286,7 +347,39 @@ class StudySpec(Spec):
     @property
     def hash(self) -> str:
         """Stable hash of the study without its name and without what is kept of it."""
-        return stable_hash(_without_paths(self.model_dump(mode="json", exclude={"name", "checkpoints"})))
+        data = _hashed(self.model_dump(mode="json", exclude={"name", "checkpoints"}))
+        return stable_hash({**data, "arms": [without(arm, backend={}) for arm in data["arms"]]})
+
+
+def dotted(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested settings by dotted path: `{"engine": {"dtype": "int8"}}` is `{"engine.dtype": "int8"}`."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= dotted(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return flat
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `dotted`."""
+    found: dict[str, Any] = {}
+    for path, value in flat.items():
+        *heads, last = path.split(".")
+        place = found
+        for head in heads:
+            place = place.setdefault(head, {})
+        place[last] = value
+    return found
+
+
+def without(data: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    """Without the keys that stand at their default: they came later, and older hashes do not hold them."""
+    return {k: v for k, v in data.items() if k not in defaults or v != defaults[k]}
+
+
+def _hashed(data: dict[str, Any]) -> dict[str, Any]:
+    """What of a spec decides its hash."""
+    data = _without_paths(data)
+    return {**data, "backend": without(data["backend"], fp32_head=False)}
 
 
 def _without_paths(data: dict[str, Any]) -> dict[str, Any]:

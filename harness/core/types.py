@@ -193,7 +193,7 @@ class UpdateTrace:
     """What one optimizer step saw, over its contributing rows; the raw material of update-time metrics."""
 
     logp: Float[Tensor, "B T"]
-    old_logp: Float[Tensor, "B T"]
+    old_logp: Float[Tensor, "B T"]  # what the ratio divides by, with the noise put into it
     behaviour_logp: Float[Tensor, "B T"]
     mask: Bool[Tensor, "B T"]
     clipped_low: Bool[Tensor, "B T"]
@@ -204,7 +204,8 @@ class UpdateTrace:
     grad_norm: float
     grad_clipped: bool
     critic: Mapping[str, float] | None  # loss, clip_frac, grad_norm
-    on_policy: bool  # the weights are those at the start of the batch: every ratio is 1, unless the sampler is its base
+    on_policy: bool  # the weights are those at the start of the batch: every ratio is 1, unless it has another base
     nonfinite: int  # optimizer steps skipped because loss or gradient was not finite (0 or 1)
     has_clip: bool  # whether the surrogate clips at all
     fresh: Bool[Tensor, "B"] | None = None  # rows that the policy at the start of the batch sampled; None = all
+    undisturbed: Float[Tensor, "B T"] | None = None  # old_logp without that noise; None = there is none

@@ -179,11 +179,12 @@ def _add(
         return
     row, local, width = micro.rows[here], place[micro.rows][here], micro.mask.shape[1]
     mask, old = prepared.mask[local, :width], old_logp[row, :width]
+    base = old if prepared.noise is None else old + prepared.noise[local, :width]
     uses_entropy = entropy is not None and "entropy" in algorithm.needs
     found = weigh(
         algorithm,
         logp=logp[here],
-        old_logp=old,
+        old_logp=base,
         ref_logp=None if prepared.ref_logp is None else prepared.ref_logp[local, :width],
         entropy=entropy[here] if entropy is not None and uses_entropy else None,
         advantages=prepared.advantages.advantages[local, :width],

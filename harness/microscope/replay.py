@@ -151,6 +151,7 @@ class _Stage:
         device: str,
         notes: list[str],
     ) -> None:
+        from harness.models.float_head import use_float32_head
         from harness.models.load import load
         from harness.models.response_logits import token_logps
 
@@ -158,7 +159,10 @@ class _Stage:
         spec, recipe = self.spec, self.spec.recipe
 
         def loaded() -> LoadedModel:
-            return load(spec.model, seed=spec.seed, device=device, dtype=spec.backend.dtype)
+            found = load(spec.model, seed=spec.seed, device=device, dtype=spec.backend.dtype)
+            if spec.backend.fp32_head:
+                use_float32_head(found.policy)
+            return found
 
         self.model = loaded()
         needs_reference = any("reference" in a.needs for a in records.values())

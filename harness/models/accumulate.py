@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from harness.core.shapes import Float, Int, Tensor
+from harness.models.float_head import wide
 
 
 def embed(layer: nn.Embedding, ids: Int[Tensor, "b T"]) -> Float[Tensor, "b T H"]:
@@ -38,12 +39,15 @@ def head_logps(
 
     logp = z_target - Z, entropy = Z - sum_v p_v z_v with z = hidden W' / T, Z = logsumexp(z). Logits exist for
     `chunk_tokens` rows at a time and are computed again in the backward pass:
-    dz = g (1[v = target] - p) - h p (z - Z + entropy) for gradients g, h of the two.
+    dz = g (1[v = target] - p) - h p (z - Z + entropy) for gradients g, h of the two. Products are taken in the dtype of
+    the hidden states, for a `Float32Head` in float32.
     """
     weight = head.weight
     trained = weight if torch.is_grad_enabled() and weight.requires_grad else None
     run: Any = _Head.apply
-    logp, entropy = run(hidden, weight.detach(), targets, trained, 1.0 / temperature, with_entropy, chunk_tokens)
+    logp, entropy = run(
+        wide(head, hidden), weight.detach(), targets, trained, 1.0 / temperature, with_entropy, chunk_tokens
+    )
     return logp, entropy if with_entropy else None
 
 
@@ -85,6 +89,7 @@ class _Head(torch.autograd.Function):
         with_entropy: bool,
         size: int,
     ) -> tuple[Tensor, Tensor]:
+        narrow, values = values, values.to(hidden.dtype)
         log_z = torch.empty(len(targets), device=hidden.device)
         logp, entropy = torch.empty_like(log_z), torch.zeros_like(log_z)
         for rows in _slices(len(targets), size):
@@ -94,13 +99,14 @@ class _Head(torch.autograd.Function):
             if with_entropy:
                 p = (z - log_z[rows, None]).exp_()
                 entropy[rows] = log_z[rows] - torch.where(p > 0, p * z, 0.0).sum(-1)  # an excluded token adds 0
-        ctx.save_for_backward(hidden, values, targets, log_z, entropy)
+        ctx.save_for_backward(hidden, narrow, targets, log_z, entropy)
         ctx.weight, ctx.scale, ctx.with_entropy, ctx.size = weight, scale, with_entropy, size
         return logp, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, values, targets, log_z, entropy = ctx.saved_tensors
+        hidden, narrow, targets, log_z, entropy = ctx.saved_tensors
+        values = narrow.to(hidden.dtype)
         grad_logp, grad_entropy = grads
         grad_hidden = torch.empty_like(hidden)
         for rows in _slices(len(targets), ctx.size):
@@ -115,8 +121,16 @@ class _Head(torch.autograd.Function):
             dz = dz.mul_(ctx.scale).to(hidden.dtype)
             grad_hidden[rows] = dz @ values
             if ctx.weight is not None:
-                _grad_of(ctx.weight).addmm_(dz.t(), hidden[rows])
+                _add_product(_grad_of(ctx.weight), dz.t(), hidden[rows])
         return (grad_hidden, *(None,) * 6)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left right; a product of a higher precision is rounded once, when it is added."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)
 
 
 def _logits(hidden: Tensor, values: Tensor, scale: float) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from harness.core.errors import UsageError, near
 from harness.core.spec import ModelSpec
 from harness.models import tiny_moe
+from harness.models.rollout_copy import cast
 from harness.models.weights import file_sha256, unique_tensors, weights_sha256
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ NUM_COLDSTARTS: Mapping[str, Mapping[int, int]] = {  # shipped initial weights o
     "tiny-turns": {2: 1},
     **tiny_moe.COLDSTARTS,
 }
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,7 @@ def load(spec: ModelSpec, *, seed: int, device: str, dtype: str) -> LoadedModel:
         raise UsageError(f"dtype {dtype!r}", "not a training dtype", f"one of: {', '.join(_DTYPES)}")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"device {device!r}", "torch sees no CUDA device here", "device cpu")
+    require_dtype(_DTYPES[dtype], device)
     if spec.name in _BUNDLED:
         policy, tokenizer = _BUNDLED[spec.name](spec, seed, _DTYPES[dtype])
     else:
@@ -75,6 +77,23 @@ def load(spec: ModelSpec, *, seed: int, device: str, dtype: str) -> LoadedModel:
         parameters=sum(p.numel() for p in policy.parameters()),
         context=context_length(policy, tokenizer),
     )
+
+
+def require_dtype(dtype: torch.dtype, device: str) -> None:
+    """UsageError where the device has no products, attention or gradients in a precision."""
+    name = str(dtype).removeprefix("torch.")
+    why = None
+    if device.startswith("cuda") and dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(False):
+        why = "this GPU has no bfloat16 of its own, and emulated it is slower than float32"
+    else:
+        try:
+            x = torch.ones(1, 2, 8, 8, device=device).to(dtype).requires_grad_()
+            out = torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True) @ x
+            out.softmax(-1).sum().backward()
+        except (RuntimeError, NotImplementedError) as error:
+            why = f"torch has no such products there: {str(error).splitlines()[0]}"
+    if why is not None:
+        raise UsageError(f"{name} on {device}", why, "float32, or another device")
 
 
 def pinned(spec: ModelSpec, seed: int) -> ModelSpec:
@@ -173,7 +192,8 @@ def _load_tiny(spec: ModelSpec, seed: int, dtype: torch.dtype) -> tuple[PreTrain
     missing, unexpected = policy.load_state_dict(load_file(verified_coldstart(family, int(number))), strict=False)
     assert not unexpected
     assert missing in ([], ["lm_head.weight"], ["model.embed_tokens.weight"])  # the head is tied to the embedding
-    return policy.to(dtype), tiny_tokenizer()
+    cast(policy, policy.dtype, dtype)
+    return policy, tiny_tokenizer()
 
 
 def _layers(spec: ModelSpec) -> int:

@@ -9,8 +9,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from harness.core.errors import UsageError
 from harness.core.routing import RouterSet
-from harness.core.spec import LoraSpec, UpdateSpec
+from harness.core.spec import BackendSpec, LoraSpec, UpdateSpec
 from harness.models import attention
+from harness.models.experts import set_experts
+from harness.models.float_head import use_float32_head
 from harness.models.shared_prompts import decoder_of
 
 if TYPE_CHECKING:
@@ -29,6 +31,14 @@ def set_attention(policy: PreTrainedModel, name: str) -> None:
             str(error).splitlines()[0],
             f"sdpa, eager, {attention.NAME}, or one that this model and machine support",
         ) from None
+
+
+def set_up(policy: PreTrainedModel, backend: BackendSpec) -> None:
+    """Attention, experts and output head of a policy or reference, in place."""
+    set_attention(policy, backend.attention)
+    set_experts(policy, backend.experts)
+    if backend.fp32_head:
+        use_float32_head(policy)
 
 
 def prepare_decoder(model: nn.Module, update: UpdateSpec, routers: RouterSet | None = None) -> None:

@@ -19,12 +19,17 @@ from transformers.cache_utils import Cache, DynamicLayer
 from harness.core.errors import UsageError
 from harness.core.shapes import Bool, Float, Int, Tensor
 from harness.models.accumulate import embed, head_logps
+from harness.models.float_head import is_linear_head
 from harness.models.response_logits import CHUNK_LOGITS, has_plain_head, hidden_logps, token_logps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}  # nats; a wrong mask or position is off by far more
+TOLERANCE = {
+    torch.float32: 1e-3,
+    torch.bfloat16: 0.5,
+    torch.float16: 0.1,
+}  # nats; a wrong mask or position is off by far more
 
 _can_share: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
@@ -63,8 +68,8 @@ class PromptStates:
         head: nn.Module = cast("PreTrainedModel", self._model).get_output_embeddings()
         size = self._chunk_tokens or max(1, CHUNK_LOGITS // cast("Tensor", head.weight).shape[0])
         options: dict[str, Any] = {"temperature": temperature, "with_entropy": with_entropy, "chunk_tokens": size}
-        if type(head) is nn.Linear and getattr(head, "bias", None) is None:
-            return head_logps(head, hidden, targets, **options)
+        if is_linear_head(head):
+            return head_logps(cast("nn.Linear", head), hidden, targets, **options)
         return hidden_logps(self._model, hidden, targets, **options)
 
     def values(

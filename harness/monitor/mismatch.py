@@ -38,17 +38,27 @@ def from_traces(traces: Sequence[UpdateTrace]) -> dict[str, Value]:
     """The same over the rows the updates saw, where no old-log-prob pass was made over all rows.
 
     Before the first update the policy's own forward is the old one. A trace whose old log-probs are the
-    behaviour's own says nothing and is left out, and so are rows that older weights sampled.
+    behaviour's own says nothing and is left out, and so are rows that older weights sampled. Noise that was put into
+    the ratio's base on purpose is no disagreement of the engines.
     """
     return mismatch_metrics(
         (
-            t.logp if t.on_policy else t.old_logp,
+            t.logp if t.on_policy else old,
             t.behaviour_logp,
             t.mask if t.fresh is None else t.mask & t.fresh[:, None],
         )
-        for t in traces
-        if t.on_policy or not torch.equal(t.old_logp, t.behaviour_logp)
+        for t, old in ((t, t.old_logp if t.undisturbed is None else t.undisturbed) for t in traces)
+        if t.on_policy or not torch.equal(old, t.behaviour_logp)
     )
+
+
+def injected_metrics(traces: Sequence[UpdateTrace]) -> dict[str, Value]:
+    """Mean and SD over the tokens of all updates of the noise put into the ratio's base; empty without any."""
+    found = [(t.old_logp - t.undisturbed)[t.mask].double() for t in traces if t.undisturbed is not None]
+    noise = torch.cat(found) if found else torch.zeros(0)
+    if not noise.numel():
+        return {}
+    return {"mismatch/injected_mean": noise.mean(), "mismatch/injected_sd": noise.std(correction=0)}
 
 
 def _usable(old: Tensor, behaviour: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

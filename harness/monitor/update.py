@@ -11,7 +11,7 @@ from harness.core.masked import masked
 from harness.core.metrics import BY_LENGTH, QUANTILES, UPDATE_SUFFIXES
 from harness.core.shapes import Bool, Float, Int, Tensor
 from harness.core.types import UpdateTrace
-from harness.monitor.mismatch import from_traces
+from harness.monitor.mismatch import from_traces, injected_metrics
 from harness.monitor.numbers import Row, Value, exp, k3, numbers, quantiles
 
 _CRITIC = {"value/loss": "loss", "value/clip_frac": "clip_frac", "grad/norm_critic": "grad_norm"}
@@ -28,7 +28,8 @@ def update_metrics(traces: Sequence[UpdateTrace], *, mismatch: bool = True) -> R
     each = [_one(trace, ratios) for trace in traces]
     found = _suffixed([numbers(values) for values in each])
     found |= numbers(length_metrics(traces[-1])) if traces and ratios else {}
-    return found | numbers({**_counters(traces), **(from_traces(traces) if mismatch else {})})
+    gaps = from_traces(traces) if mismatch else {}
+    return found | numbers({**_counters(traces), **injected_metrics(traces), **gaps})
 
 
 def _one(trace: UpdateTrace, ratios: bool) -> dict[str, Value]:

@@ -29,6 +29,7 @@ EXTRA = {
     "routing_replay": "auto",
     "exclusions": [],
     "correction": {"kind": "none"},
+    "logp_noise": {"of": "old", "sd": 0.0, "bias": 0.0},
 }
 
 
@@ -121,11 +122,11 @@ def shared_setup(study: StudyFolder) -> list[dict[str, Any]]:
         return []
     settings = [settings_of(run, study.spec) for run in study.runs]
     checks = [_check(name, [s[key] for s in settings]) for key, (_, name) in SETTINGS.items() if key not in PER_SEED]
-    per_seed: dict[int, set[str | None]] = {}
-    for r in study.runs:
-        if r.result:
-            per_seed.setdefault(r.spec.seed, set()).add(r.result.provenance.model_sha256)
-    known = [s for s in per_seed.values() if s != {None}]
+    per_seed: dict[int, set[str]] = {}
+    for r, found in zip(study.runs, settings, strict=True):
+        if r.result and found["model_sha256"] is not None:
+            per_seed.setdefault(r.spec.seed, set()).add(found["model_sha256"])
+    known = [*per_seed.values()]
     state = "not recorded" if not known else "same" if all(len(s) == 1 for s in known) else "differs"
     checks.append({"what": "initial weights, within each seed pair", "state": state, "values": []})
     return checks

@@ -33,7 +33,8 @@ def provenance(study: StudyFolder) -> dict[str, Any]:
     rows = [{"what": title, "values": _distinct([getattr(p, field) for p in found])} for field, title in FIELDS]
     engines = _distinct([f"{p.engine.name} {p.engine.version or ''}, {p.engine.dtype}" for p in found if p.engine])
     rows.append({"what": "Rollout engine", "values": engines})
-    rows.append({"what": "Rollouts", "values": [_rollouts(study.spec.backend)]})
+    backends = [r.spec.backend for r in study.runs] or [study.spec.backend]
+    rows.append({"what": "Rollouts", "values": _distinct([_rollouts(b) for b in backends])})
     packages = _distinct([", ".join(f"{k} {v}" for k, v in sorted(p.packages.items())) for p in found])
     ended = [p.finished for p in found if p.finished]
     return {
@@ -52,9 +53,8 @@ def provenance(study: StudyFolder) -> dict[str, Any]:
 def _rollouts(backend: Any) -> str:
     """What sampled, and which level of pairing between the arms that gives."""
     if backend.sampler == "transformers":
-        return f"transformers in {backend.dtype}; arms share prompts, their order and the sampling noise"
-    dtype = backend.engine.dtype or backend.dtype
-    return f"{backend.sampler} in {dtype}; arms share prompts and their order, not the sampling noise"
+        return f"transformers in {backend.rollout_dtype}; arms share prompts, their order and the sampling noise"
+    return f"{backend.sampler} in {backend.rollout_dtype}; arms share prompts and their order, not the sampling noise"
 
 
 def _distinct(values: list[Any]) -> list[str]:

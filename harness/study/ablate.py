@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution
@@ -37,7 +38,7 @@ class CellTrials:
             if run.spec.arm in self._runs:
                 self._runs[run.spec.arm].append(run)
         with storage_errors(url):
-            identity = stable_hash([record.model_dump(mode="json"), sorted(r.spec.hash for r in planned)])
+            identity = stable_hash([_identity(record), sorted(r.spec.hash for r in planned)])
             self._study = open_study(url, name, ["maximize"], identity)
             self._heart = Heart(self._study)
             self._heart.beat(())
@@ -117,6 +118,14 @@ class CellTrials:
 
     def _params(self, arm: str) -> dict[str, str]:
         return dict(self._record.cells[arm]) if "cell" not in self._space else {"cell": arm}
+
+
+def _identity(record: Ablation) -> dict[str, Any]:
+    """The design as data, without what levels have had only since: an older ablation can be continued."""
+    data = record.model_dump(mode="json")
+    for factor in (*data["design"]["factors"], *data["design"]["stress"]):
+        factor["levels"] = [{k: v for k, v in level.items() if v or k != "backend"} for level in factor["levels"]]
+    return data
 
 
 def _space(record: Ablation) -> dict[str, list[str]]:

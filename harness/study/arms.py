@@ -13,10 +13,11 @@ from harness.core.errors import UsageError, near
 from harness.core.ports import TaskInfo
 from harness.core.registry import algorithm_names
 from harness.core.resolve import resolve_algorithm
-from harness.core.spec import ArmSpec, Bracket, Recipe, Roster, SkippedArm
+from harness.core.spec import ArmSpec, Bracket, Recipe, Roster, SkippedArm, parse
 
 DISPLAY = {"ppo": "PPO", "grpo": "GRPO", "dapo": "DAPO", "gspo": "GSPO", "gspo_token": "GSPO-token", "gfpo": "GFPO",
            "canary_lr0": "Canary, lr 0", "rft": "RFT", "base": "Base model", "random_reward": "GRPO, random reward",
+           "zero_mismatch": "GRPO, zero mismatch",
            "rloo": "RLOO", "cispo": "CISPO", "luspo": "LUSPO", "dr_grpo": "Dr. GRPO", "bnpo": "BNPO",
            "grpo_batch_std": "GRPO, batch std + token loss"}  # fmt: skip
 
@@ -46,16 +47,53 @@ def build_arm(name: str, roster: Roster, *, several_rosters: bool) -> ArmSpec:
             bracket=known.bracket,
             roster=roster,
             recipe=dict(known.recipe),
+            backend=dict(known.backend),
         )
     if name not in algorithm_names():
         raise UsageError(f"algorithm {name!r}", "there is no arm or algorithm of that name", near(name, arm_names()))
     return ArmSpec(name=title, algorithm=name, overrides=roster_overrides(roster, name), roster=roster)
 
 
+ARM_KEYS = ("arm", "name", "overrides", "recipe", "backend")
+
+
+def arm_of(entry: Any, roster: Roster, *, several_rosters: bool, control: bool = False) -> ArmSpec:
+    """An arm of a study file: a name, or `{arm: grpo, name: ..., overrides: ..., recipe: ..., backend: ...}`.
+
+    One with a recipe or backend of its own belongs to the roster `stressed`, unless it is a control.
+    """
+    if not isinstance(entry, Mapping):
+        return build_arm(entry, roster, several_rosters=several_rosters)
+    unknown = [key for key in entry if key not in ARM_KEYS]
+    if unknown or not isinstance(entry.get("arm"), str):
+        what = f"unknown key {unknown[0]}" if unknown else "no arm to start from"
+        raise UsageError(f"arm {dict(entry)}: {what}", "an arm is a name, or a change of a named one",
+                         "{arm: grpo, name: GRPO noisy, overrides: {logp_noise.sd: 0.1}}")  # fmt: skip
+    base = build_arm(entry["arm"], roster, several_rosters=several_rosters)
+    own = {key: dict(entry[key] or {}) for key in ("recipe", "backend") if key in entry}
+    data = base.model_dump() | own | {
+        "name": entry.get("name", base.name),
+        "overrides": {**base.overrides, **(entry.get("overrides") or {})},
+        "bracket": "control" if control else base.bracket,
+    }  # fmt: skip
+    if any(own.values()) and data["bracket"] != "control":
+        data["roster"] = "stressed"
+    arm: ArmSpec = parse(ArmSpec, data, f"arm {data['name']}")
+    return arm
+
+
+def together(arms: Sequence[ArmSpec]) -> tuple[ArmSpec, ...]:
+    """All ranked arms in the roster `stressed` where one of them is, so that they are compared with one another."""
+    ranked = [arm for arm in arms if arm.bracket != "control"]
+    if not any(arm.roster == "stressed" for arm in ranked):
+        return tuple(arms)
+    return tuple(a if a.bracket == "control" else a.model_copy(update={"roster": "stressed"}) for a in arms)
+
+
 def apply_changes(arms: Sequence[ArmSpec], changes: Mapping[str, Any], recipe: Recipe) -> tuple[ArmSpec, ...]:
     """`ARM:path=value` changes one arm, `path=value` every arm that has another value there.
 
-    Changing none is an error.
+    `ARM:recipe.lr=...` and `ARM:backend.dtype=...` give the arm what the others have not. Changing none is an error.
     """
     result = list(arms)
     for key, value in changes.items():
@@ -67,11 +105,21 @@ def apply_changes(arms: Sequence[ArmSpec], changes: Mapping[str, Any], recipe: R
             else:
                 wanted = _leaves(arm, recipe).get(path, value) != value
             if wanted:
-                result[i] = _changed(arm, path, value, recipe)
+                own = bool(who) and path.startswith(("recipe.", "backend."))
+                result[i] = _own(arm, path, value) if own else _changed(arm, path, value, recipe)
                 touched = True
         if not touched:
             raise UsageError(f"--set {key}={value}", *_nowhere(who, path, result, recipe))
-    return tuple(result)
+    return together(result)
+
+
+def _own(arm: ArmSpec, path: str, value: Any) -> ArmSpec:
+    """The arm with a recipe or backend value of its own."""
+    section, _, rest = path.partition(".")
+    data = arm.model_dump() | {section: {**getattr(arm, section), rest: value}}
+    data["roster"] = arm.roster if arm.bracket == "control" else "stressed"
+    changed: ArmSpec = parse(ArmSpec, data, f"arm {arm.name}")
+    return changed
 
 
 def _changed(arm: ArmSpec, path: str, value: Any, recipe: Recipe) -> ArmSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,10 +30,11 @@ from harness.core.spec import (
     SkippedArm,
     StudySpec,
     TaskSpec,
+    dotted,
     parse,
     stable_hash,
 )
-from harness.study.arms import apply_changes, build_arm, check_arms, check_cells
+from harness.study.arms import apply_changes, arm_of, build_arm, check_arms, check_cells, together
 from harness.study.designs import build_cells, parse_design, refuse_twins, with_design
 from harness.study.presets import Kind, load_preset, merge
 from harness.study.replay import with_replay
@@ -127,10 +128,7 @@ def build(
         "checkpoints": parse(CheckpointSpec, data.get("checkpoints", {}), "checkpoints"),
     }
     spec: StudySpec = parse(StudySpec, given, choices.preset)
-    if not spec.seeds:
-        raise UsageError("no seeds", "a study needs at least one run per arm", "--seeds 3")
-    if min(spec.seeds) < 0 or len(set(spec.seeds)) < len(spec.seeds):
-        raise UsageError(f"seeds {list(spec.seeds)}", "they are different whole numbers from 0 on", "--seeds 0,1,2")
+    _check_seeds(spec.seeds)
     for arm in arms:
         record = resolve_algorithm(arm.algorithm, arm.overrides, recipe)
         refusals_along(record, arm_recipe(recipe, arm), (*spec.schedule, *arm.schedule), task.info)
@@ -138,7 +136,15 @@ def build(
     spec = spec.model_copy(update={"name": name})
     spec = with_replay(spec.model_copy(update={"backend": backend_of(spec)}), named=ablation is None)
     used = [f"{path} = {value}" for path, value in recipe.overrides.items()]
-    return Planned(spec=spec, task=task, warnings=list(dict.fromkeys(notes)), recipe_notes=used, ablation=ablation)
+    told = list(dict.fromkeys([*notes, *apart(spec)]))
+    return Planned(spec=spec, task=task, warnings=told, recipe_notes=used, ablation=ablation)
+
+
+def _check_seeds(seeds: Sequence[int]) -> None:
+    if not seeds:
+        raise UsageError("no seeds", "a study needs at least one run per arm", "--seeds 3")
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds {list(seeds)}", "they are different whole numbers from 0 on", "--seeds 0,1,2")
 
 
 def _settings(choices: Choices) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -172,9 +178,9 @@ def _check_recipe(recipe: Recipe) -> None:
 def _arms(data: Mapping[str, Any]) -> tuple[ArmSpec, ...]:
     rosters = tuple(data["rosters"])
     several = len(rosters) > 1
-    arms = [build_arm(a, roster, several_rosters=several) for roster in rosters for a in data["arms"]]
-    arms += [build_arm(c, rosters[0], several_rosters=False) for c in data.get("controls") or ()]
-    return tuple(arms)
+    arms = [arm_of(a, roster, several_rosters=several) for roster in rosters for a in data["arms"]]
+    arms += [arm_of(c, rosters[0], several_rosters=False, control=True) for c in data.get("controls") or ()]
+    return together(arms)
 
 
 def _cells(data: Mapping[str, Any], changes: Mapping[str, Any], recipe: Recipe) -> tuple[tuple[ArmSpec, ...], Ablation]:
@@ -278,8 +284,33 @@ def arm_recipe(recipe: Recipe, arm: ArmSpec) -> Recipe:
     return changed
 
 
+def arm_backend(backend: BackendSpec, arm: ArmSpec) -> BackendSpec:
+    """The study's backend with what an arm has for itself; UsageError for a path or value that does not exist."""
+    if not arm.backend:
+        return backend
+    data: dict[str, Any] = backend.model_dump()
+    for path, value in arm.backend.items():
+        data = merge(data, _nested(path, value))
+    changed: BackendSpec = parse(BackendSpec, data, f"backend of {arm.name}")
+    return changed
+
+
+def apart(spec: StudySpec) -> list[str]:
+    """A warning where arms that are compared compute or sample in different ways; UsageError where one cannot."""
+    for arm in spec.arms:
+        arm_backend(spec.backend, arm)
+    own = [a.name for a in spec.arms if a.backend and a.bracket != "control"]
+    if not own:
+        return []
+    return [
+        f"{', '.join(own)}: with an engine or precision of its own. A difference from an arm with another one is an "
+        "effect of both, and held-out scores are those of what samples."
+    ]
+
+
 def run_specs(spec: StudySpec) -> list[RunSpec]:
     """All runs of a study, seed by seed, so that an interrupted study has whole seeds first."""
+    shared = dotted(spec.backend.model_dump(mode="json"))
     return [
         RunSpec(
             numerics_version=NUMERICS_VERSION,
@@ -294,7 +325,8 @@ def run_specs(spec: StudySpec) -> list[RunSpec]:
             budget=spec.budget,
             seed=seed,
             eval=spec.eval,
-            backend=spec.backend,
+            backend=arm_backend(spec.backend, arm),
+            own_backend={path: shared[path] for path in arm.backend},
             monitor=spec.monitor,
             start=spec.start,
             schedule=(*spec.schedule, *arm.schedule),

@@ -62,8 +62,8 @@ def check(design: Design) -> None:
         if factor in design.factors and design.kind != "factorial" and len(levels) > 2:
             raise UsageError(f"factor {factor.name} with {len(levels)} levels in a design {design.kind}",
                              "it goes from one level to another", "design factorial, or two levels")  # fmt: skip
-        if factor in design.factors and any(level.recipe or level.schedule for level in factor.levels):
-            raise UsageError(f"factor {factor.name} changes the recipe or has a schedule",
+        if factor in design.factors and any(x.recipe or x.schedule or x.backend for x in factor.levels):
+            raise UsageError(f"factor {factor.name} changes the recipe or the backend, or has a schedule",
                              "its effect would not be the algorithm's",
                              "put it under `stress`")  # fmt: skip
     if design.kind == "fraction" and len(design.factors) < 3:
@@ -107,10 +107,11 @@ def build_cells(design: Design, roster: Roster, recipe: Recipe) -> tuple[tuple[A
 def _arm(base: ArmSpec, name: str, levels: Sequence[Level], recipe: Recipe, *, stressed: bool) -> ArmSpec:
     changes: dict[str, Any] = {}
     mine: dict[str, Any] = {}
+    backend: dict[str, Any] = {}
     schedule = tuple(sorted((entry for level in levels for entry in level.schedule), key=lambda entry: entry.at))
     _refuse_shared(name, levels)
     for level in levels:
-        for given, known in ((level.overrides, changes), (level.recipe, mine)):
+        for given, known in ((level.overrides, changes), (level.recipe, mine), (level.backend, backend)):
             twice = sorted(given.keys() & known.keys())
             if twice:
                 raise UsageError(f"{name}: {twice[0]}", "two factors set it, so their effects could not be told apart",
@@ -121,6 +122,7 @@ def _arm(base: ArmSpec, name: str, levels: Sequence[Level], recipe: Recipe, *, s
     return ArmSpec(
         name=name, algorithm=base.algorithm, overrides=settled(base, changes, recipe), bracket=base.bracket,
         roster="stressed" if stressed else base.roster, recipe=mine, schedule=schedule,
+        backend=backend,
     )  # fmt: skip
 
 
@@ -167,7 +169,7 @@ def refuse_twins(arms: Sequence[ArmSpec], recipe: Recipe) -> None:
     seen: dict[str, str] = {}
     for arm in arms:
         record = resolve_algorithm(arm.algorithm, arm.overrides, recipe)
-        key = f"{record.model_dump_json()} {sorted(arm.recipe.items())} {arm.schedule}"
+        key = f"{record.model_dump_json()} {sorted(arm.recipe.items())} {arm.schedule} {sorted(arm.backend.items())}"
         if key in seen:
             raise UsageError(
                 f"cells {seen[key]!r} and {arm.name!r}", "they are the same algorithm: a level changes nothing there",
@@ -188,8 +190,8 @@ def with_design(data: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str
 def parse_design(data: Mapping[str, Any], roster: Roster, recipe: Recipe) -> Design:
     """A design from YAML: `factors: {name: {level: {path: value}}}`, or `between: [grpo, dapo]`; `stress` likewise.
 
-    `recipe.<field>` among a stress level's paths changes the recipe, and `schedule` holds what changes in the course
-    of the budget: `refresh: {off: {}, on: {schedule: [{at: 0.5, overrides: {recipe.pool: 1}}]}}`.
+    `recipe.<field>` and `backend.<field>` among a stress level's paths change these, and `schedule` holds what changes
+    in the course of the budget: `refresh: {off: {}, on: {schedule: [{at: 0.5, overrides: {recipe.pool: 1}}]}}`.
     """
     if not isinstance(data, Mapping):
         raise UsageError(f"design: {data!r}", "it is a mapping", "kind, algorithm and factors")
@@ -238,8 +240,10 @@ def _factors(data: Any, where: str) -> tuple[Factor, ...]:
 
 def _level(name: str, changes: Mapping[str, Any]) -> Level:
     recipe = {k.removeprefix("recipe."): v for k, v in changes.items() if k.startswith("recipe.")}
-    overrides = {k: v for k, v in changes.items() if not k.startswith("recipe.") and k != "schedule"}
-    data = {"name": name, "overrides": overrides, "recipe": recipe, "schedule": changes.get("schedule", ())}
+    backend = {k.removeprefix("backend."): v for k, v in changes.items() if k.startswith("backend.")}
+    overrides = {k: v for k, v in changes.items() if not k.startswith(("recipe.", "backend.")) and k != "schedule"}
+    data = {"name": name, "overrides": overrides, "recipe": recipe, "schedule": changes.get("schedule", ()),
+            "backend": backend}  # fmt: skip
     level: Level = parse(Level, data, f"level {name}")
     return level
 
@@ -252,7 +256,7 @@ def factors_between(a: str, b: str, roster: Roster, recipe: Recipe) -> tuple[Fac
         if getattr(left, slot) != getattr(right, slot):
             found.append(_factor(slot, {slot: _value(left, slot)}, a, b))
     old, new = leaves(left), leaves(right)
-    for path in (p for p in new if p.startswith("updates.") and old[p] != new[p]):
+    for path in (p for p in new if p.startswith(("updates.", "logp_noise.")) and old[p] != new[p]):
         found.append(_factor(path, {path: old[path]}, a, b))
     if not found:
         raise UsageError(f"{a} and {b}", "they do not differ in any slot", f"another algorithm; {near(b, SLOTS)}")

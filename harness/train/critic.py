@@ -61,11 +61,13 @@ def critic_step(
                 clip=plan.value_clip,
                 aggregate=algorithm.aggregate,
             )
-            part.loss.backward()
+            (part.loss * optimizer.scale).backward()
             loss += float(part.loss.detach())
             clipped += float(part.clipped.sum())
         if prompts is not None:
             prompts.backward()
     done = optimizer.step(lr, finite=math.isfinite(loss))
+    if done.overflow:
+        return critic_step(prepared, algorithm, nets, optimizer, lr, mini, width)
     share = clipped / max(1.0, totals.tokens)
     return CriticStep(loss=loss, clip_frac=share, grad_norm=done.grad_norm, finite=done.finite)

@@ -12,6 +12,9 @@ from torch import nn
 from harness.core.shapes import Tensor
 from harness.core.spec import Recipe
 
+# Below 6e-8 float16 is 0. Measured on SmolLM2-135M: at a scale of 1 a twentieth of the gradient's elements is lost and
+# it is wrong by 2.6 % (at the gradient norms of larger batches by 100 times that), at 256 and 4096 by .8 %.
+FIRST_SCALE, LARGEST_SCALE, RAISE_EVERY = 2.0**12, 2.0**16, 100
 MEASURE_UPDATE_BELOW = 50_000_000  # parameters; beyond, the copy that measures ||step|| would cost real memory
 
 
@@ -22,10 +25,16 @@ class OptimizerStep:
     grad_norm: float  # before clipping
     clipped: bool
     finite: bool  # False: nothing was changed
+    overflow: bool = False  # the loss scale was too large and has been halved: the same backward passes are due again
 
 
 class Optimizer:
-    """Clip-norm, then AdamW on fp32 masters, then copy back into the model."""
+    """Clip-norm, then AdamW on fp32 masters, then copy back into the model.
+
+    Losses are to be multiplied by `scale` before their backward pass; `step` divides the gradients by it. It is 1 but
+    for float16 weights, whose gradients would be rounded to 0: there a power of two, halved when a gradient overflows
+    and doubled after every so many steps.
+    """
 
     def __init__(self, model: nn.Module, recipe: Recipe, lr: float) -> None:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -38,6 +47,8 @@ class Optimizer:
         self._clip = recipe.grad_clip
         self._measure = sum(p.numel() for p in self._params) < MEASURE_UPDATE_BELOW
         self._mark: list[Tensor] = []
+        self._steps = 0
+        self.scale = FIRST_SCALE if any(p.dtype == torch.float16 for p in self._params) else 1.0
 
     def zero_grad(self) -> None:
         for p in self._params:
@@ -46,7 +57,12 @@ class Optimizer:
     def step(self, lr: float, *, finite: bool = True) -> OptimizerStep:
         """One update; a non-finite gradient, or `finite=False`, changes nothing and is reported."""
         grads = [torch.zeros_like(m) if p.grad is None else p.grad.float() for p, m in self._pairs()]
+        if self.scale != 1.0:
+            grads = [g / self.scale for g in grads]
         norm = float(torch.nn.utils.get_total_norm(grads))
+        if finite and not math.isfinite(norm) and self.scale > 1.0:
+            self.scale /= 2
+            return OptimizerStep(grad_norm=norm, clipped=False, finite=False, overflow=True)
         if not finite or not math.isfinite(norm):
             return OptimizerStep(grad_norm=norm, clipped=False, finite=False)
         scale = min(1.0, self._clip / (norm + 1e-6))
@@ -55,10 +71,17 @@ class Optimizer:
         for group in self._adamw.param_groups:
             group["lr"] = lr
         self._adamw.step()
+        self._raise_scale()
         for p, master in self._pairs():
             if p is not master:
                 p.data.copy_(master.data)
         return OptimizerStep(grad_norm=norm, clipped=scale < 1.0, finite=True)
+
+    def _raise_scale(self) -> None:
+        if any(p.dtype == torch.float16 for p in self._params):
+            self._steps += 1
+            if self._steps % RAISE_EVERY == 0:
+                self.scale = min(2 * self.scale, LARGEST_SCALE)
 
     def mark(self) -> None:
         """Remembers the weights, for `moved`."""
@@ -85,10 +108,14 @@ class Optimizer:
             found[f"weight.{name}"] = master.detach()
             for key, value in self._adamw.state.get(master, {}).items():
                 found[f"{key}.{name}"] = value.detach() if torch.is_tensor(value) else torch.tensor(value)
+        if any(p.dtype == torch.float16 for p in self._params):
+            found["loss_scale"] = torch.tensor([self.scale, self._steps], dtype=torch.float64)
         return found
 
     def load(self, tensors: Mapping[str, Tensor], *, moments: bool = True) -> None:
         """Restores `tensors()`; without `moments` only the weights."""
+        if moments and "loss_scale" in tensors and any(p.dtype == torch.float16 for p in self._params):
+            self.scale, self._steps = float(tensors["loss_scale"][0]), int(tensors["loss_scale"][1])
         for name, p, master in zip(self.names, self._params, self._masters, strict=True):
             master.data.copy_(tensors[f"weight.{name}"])
             if p is not master:

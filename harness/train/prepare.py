@@ -31,6 +31,7 @@ class Prepared:
     values: Float[Tensor, "B T"] | None
     ref_logp: Float[Tensor, "B T"] | None
     old_logp: Float[Tensor, "B T"] | None  # where the advantages already needed it
+    noise: Float[Tensor, "B T"] | None  # injected into what the ratio divides by
     history: tuple[float, ...]  # the selector's state afterwards
     penalty_weight: float | None  # the adaptive controller's, for the next batch
     routing: Routing | None = None  # of a mixture of experts
@@ -70,7 +71,7 @@ def prepare(
 ) -> Prepared:
     """Everything that is constant during the updates of this batch; what was `recorded` is not computed again."""
     known = recorded or Recorded()
-    batch = replace(batch, behaviour_logp=algorithm.correction.reported(batch.behaviour_logp, batch.mask, key))
+    batch = replace(batch, behaviour_logp=algorithm.logp_noise.reported(batch.behaviour_logp, batch.mask, key))
     view = _view(batch, facts, key)
     for part in algorithm.rewards:
         view = replace(view, reward=part(view))
@@ -82,9 +83,7 @@ def prepare(
     needs_old = any(p.in_reward for p in algorithm.penalties)
     old = known.old_logp
     if old is None and needs_old:
-        sampled = algorithm.old_logp == "rollout"
-        follow = None if routing is None else routing.recording()
-        old = batch.behaviour_logp if sampled else no_grad_logps(nets, nets.policy, rows, everything, follow)
+        old = _old_logps(batch, algorithm, nets, rows, routing)
     ref = no_grad_logps(nets, nets.reference, rows, everything) if nets.reference is not None else None
     values = known.values
     if values is None and nets.critic is not None:
@@ -115,10 +114,21 @@ def prepare(
         values=values,
         ref_logp=ref,
         old_logp=old,
+        noise=algorithm.logp_noise.of_old(batch.mask, key),
         history=selected.history,
         penalty_weight=None if old is None else next_penalty_weight(algorithm, old, ref, mask),
         routing=routing,
     )
+
+
+def _old_logps(
+    batch: RolloutBatch, algorithm: Algorithm, nets: Networks, rows: Rows, routing: Routing | None
+) -> Float[Tensor, "B T"]:
+    """Of all rows, before any update."""
+    if algorithm.old_logp == "rollout":
+        return batch.behaviour_logp
+    follow = None if routing is None else routing.recording()
+    return no_grad_logps(nets, nets.policy, rows, range(batch.num_rows), follow)
 
 
 def _routing(batch: RolloutBatch, rows: Rows, algorithm: Algorithm, nets: Networks) -> Routing | None:

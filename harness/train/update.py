@@ -179,14 +179,18 @@ def _policy_step(
     for block in todo:
         prompts = run_prompts(nets, nets.policy, block, follow)
         for micro in block.micros:
-            output, logp, old_part = _forward(prepared, algorithm, nets, micro, prompts, step, old, follow)
-            output.loss.backward()
+            one = _forward(prepared, algorithm, nets, micro, prompts, step, old, follow)
+            (one.output.loss * optimizer.scale).backward()
             if step.own_base:
-                old[micro.rows, : old_part.shape[1]] = old_part
-            seen.append(_Seen(micro=micro, logp=logp, old=old_part, output=output))
+                old[micro.rows, : one.old.shape[1]] = one.old
+            seen.append(one)
         if prompts is not None:
             prompts.backward()
     done = optimizer.step(lr, finite=all(bool(s.output.finite) for s in seen))
+    if done.overflow:
+        if prepared.routing is not None and not step.own_base:
+            prepared.routing.between.pop()  # compared again
+        return _policy_step(prepared, algorithm, nets, optimizer, lr, step, old, critic)
     return _trace(prepared, algorithm, seen, done, step.on_policy, critic)
 
 
@@ -202,6 +206,7 @@ class _Seen:
     micro: MicroBatch
     logp: Tensor
     old: Tensor
+    base: Tensor  # what the ratio divided by: the old log-probs with the noise put into them
     output: LossOutput
 
 
@@ -214,17 +219,18 @@ def _forward(
     step: _Step,
     old: Float[Tensor, "B T"],
     follow: Follow | None,
-) -> tuple[LossOutput, Tensor, Tensor]:
+) -> _Seen:
     width = micro.mask.shape[1]
     places = torch.tensor([step.place[r] for r in micro.rows.tolist()], device=micro.mask.device)
     needs_entropy = "entropy" in algorithm.needs
     logp, entropy = policy_logps(nets, nets.policy, micro, prompts, with_entropy=needs_entropy, follow=follow)
     behaviour = prepared.batch.behaviour_logp[micro.rows, :width]
     old_part = ratio_base(algorithm, logp.detach() if step.own_base else old[micro.rows, :width], behaviour)
+    base = old_part if prepared.noise is None else old_part + prepared.noise[micro.rows, :width]
     output = policy_loss(
         algorithm,
         logp=logp,
-        old_logp=old_part,
+        old_logp=base,
         ref_logp=None if prepared.ref_logp is None else prepared.ref_logp[micro.rows, :width],
         entropy=entropy,
         advantages=prepared.advantages.advantages[micro.rows, :width],
@@ -232,7 +238,7 @@ def _forward(
         totals=micro_totals(step.totals, places),
         weights=rollout_weights(algorithm, old_part, behaviour, micro.mask),
     )
-    return output, logp.detach(), old_part
+    return _Seen(micro=micro, logp=logp.detach(), old=old_part, base=base, output=output)
 
 
 def _trace(
@@ -254,7 +260,7 @@ def _trace(
     names = seen[0].output.penalties if seen else {}
     return UpdateTrace(
         logp=joined([s.logp for s in seen], torch.float32),
-        old_logp=joined([s.old for s in seen], torch.float32),
+        old_logp=joined([s.base for s in seen], torch.float32),
         behaviour_logp=joined(behaviour, torch.float32),
         mask=joined([s.micro.mask for s in seen], torch.bool),
         clipped_low=joined([s.output.clipped_low for s in seen], torch.bool),
@@ -268,5 +274,6 @@ def _trace(
         on_policy=on_policy,
         nonfinite=0 if done.finite else 1,
         has_clip=algorithm.surrogate.clips,
+        undisturbed=None if prepared.noise is None else joined([s.old for s in seen], torch.float32),
         fresh=torch.cat([prepared.batch.fresh[s.micro.rows] for s in seen]) if seen else None,
     )

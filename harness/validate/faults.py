@@ -15,6 +15,7 @@ SEEDS = (0, 2)  # two cold starts that rise by .2 within 45 steps of this size
 PROMPTS = 16
 HEALTHY_ARMS = ("ppo", "grpo", "dapo", "gspo", "gspo_calibrated", "gfpo_shortest", "gspo_token_process", "grpo_process")
 HELD_OUT = EvalSpec(points=18, prompts=256, final_prompts=2000)
+MISREPORTED = {"logp_noise.of": "behaviour"}  # the sampler reports other log-probs than it drew from
 OFF = 1e9  # a clip range that no ratio leaves; infinity has no JSON
 
 COLLAPSES = ("reward_collapse", "below_base")
@@ -59,8 +60,8 @@ FAULTS: tuple[Induced, ...] = (
     ),
     Induced(name="constant-reward", overrides={"rewards.fault_constant": {}}, right=("dead_signal",)),
     Induced(name="injected-inf", overrides={"penalties.fault_inf": {}}, right=("numeric",)),
-    Induced(name="noise-0.2", overrides={"correction": {"kind": "fault_noise", "sd": 0.2}}, right=("mismatch_blowup",)),
-    Induced(name="noise-0.5", overrides={"correction": {"kind": "fault_noise", "sd": 0.5}}, right=("mismatch_blowup",)),
+    Induced(name="noise-0.2", overrides={**MISREPORTED, "logp_noise.sd": 0.2}, right=("mismatch_blowup",)),
+    Induced(name="noise-0.5", overrides={**MISREPORTED, "logp_noise.sd": 0.5}, right=("mismatch_blowup",)),
     Induced(
         name="negative-entropy",
         overrides={"penalties.fault_entropy": {"coef": -5.0}, "updates.epochs": 4},

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from harness.core.results import EvalRecord, Finding, RunFolder
-from harness.core.spec import StudySpec
+from harness.core.spec import StudySpec, dotted, nested
 from harness.validity.limits import OVERSPENT_WARN
 
 # Setting -> level where arms of one seed pair differ in it, and how it is called. The first part decides what is
@@ -38,6 +38,7 @@ SETTINGS: Mapping[str, tuple[Literal["WARN", "INVALID"], str]] = {
     "harness_version": ("WARN", "harness version"),
 }
 PER_SEED = ("model_sha256",)  # may differ from seed pair to seed pair: the cold start belongs to the seed
+ENGINE = ("sampler", "dtype", "engine")  # settings of a backend that decide engine and precision of rollouts
 SPECIFIED = ("task", "model", "recipe", "budget", "eval", "backend", "start", "schedule", "numerics_version")
 
 
@@ -46,15 +47,24 @@ def settings_of(run: RunFolder, study: StudySpec) -> dict[str, Any]:
     spec, shared = run.spec.model_dump(mode="json"), study.recipe.model_dump(mode="json")
     arm = next((arm for arm in study.arms if arm.name == run.spec.arm), None)
     own = {} if arm is None else arm.recipe
+    apart = {} if arm is None else arm.backend
     found: dict[str, Any] = {key: spec[key] for key in SPECIFIED}
     found["recipe"] = spec["recipe"] | {key: shared[key] for key in own if key in shared}
     if arm is not None and arm.schedule:  # what stands behind the study's own entries is the arm's
         found["schedule"] = spec["schedule"][: -len(arm.schedule)]
+    if apart:
+        common = dotted(study.backend.model_dump(mode="json"))
+        here = dotted(spec["backend"])
+        found["backend"] = nested(here | {path: common[path] for path in apart if path in common})
     found["start"] = spec["start"] or "the model's own weights"
     found["questions"] = _questions(run.evals)
     if run.result is None:
         return found | {key: None for key in SETTINGS if key not in found}
     known = run.result.provenance.model_dump(mode="json")
+    if any(path.split(".")[0] in ENGINE for path in apart):
+        known["engine"] = None  # by design another one; `own_engines` tells
+    if "dtype" in apart:
+        known["model_sha256"] = None  # of the weights in that precision, so it is another one
     return found | {key: known[key] for key in SETTINGS if key not in found} | {"gpu": known["gpu"] or "none"}
 
 
@@ -187,6 +197,25 @@ def budget_spent(setups: Sequence[RunSetup]) -> Finding:
     return say(level="PASS", measured=measured, limit=limit, why="The arms sampled the same amount.")
 
 
+def own_engines(spec: StudySpec) -> list[Finding]:
+    """A warning where ranked arms have an engine or precision of their own; empty where all share one."""
+    own = [arm for arm in spec.arms if arm.backend and arm.bracket != "control"]
+    if not own:
+        return []
+    words = [f"{a.name}: {', '.join(f'{path} = {value}' for path, value in a.backend.items())}" for a in own]
+    return [
+        Finding(
+            check="shared engine and precision",
+            level="WARN",
+            measured="; ".join(words[:4]) + (f" and {len(words) - 4} more" if len(words) > 4 else ""),
+            limit="the same in all arms",
+            why="Arms that are compared sample or compute in different ways, as the study asks.",
+            advice="Read a difference as one of algorithm and precision together; arms of one precision tell them "
+            "apart.",
+        )
+    ]
+
+
 def noise_floor(changes: Sequence[float], delta: float) -> Finding | None:
     """Score changes of runs at learning rate 0, which are noise by construction; None without such runs."""
     if not changes:
@@ -210,6 +239,7 @@ def judge(spec: StudySpec, runs: Sequence[RunFolder]) -> tuple[Finding, ...]:
     setups = setups_of(spec, runs)
     found = [same_setting(setups, key) for key in SETTINGS]
     found.append(budget_spent(setups))
+    found += own_engines(spec)
     floor = noise_floor([c for run in runs if (c := canary_change(run)) is not None], spec.delta)
     return (*found, floor) if floor is not None else tuple(found)
 

@@ -164,9 +164,12 @@ class LogpGap:
 
 def precision_of(sampler: str, trainer: str) -> Precision:
     """Which limits hold for these two dtypes."""
+    if sampler == "int8":
+        return "int8"
     if sampler != trainer:
         return "mixed"
-    return "float32" if trainer == "float32" else "bfloat16"
+    names: dict[str, Precision] = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
+    return names[trainer]
 
 
 def sampler_trainer(found: LogpGap, precision: Precision, check: str = "sampler-trainer") -> Finding:

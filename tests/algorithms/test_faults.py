@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from algorithms.parts.faults import ConstantReward, EntropyPull, Infinity, KlPull, LengthReward, Noise
+from algorithms.parts.faults import ConstantReward, EntropyPull, Infinity, KlPull, LengthReward
 from harness.core.algorithm import override
 from harness.core.errors import UsageError
 from harness.core.parts import PenaltyInput, RowView
@@ -53,30 +53,11 @@ def test_an_infinite_term() -> None:
     assert value[~MASK].tolist() == [0.0] * 3
 
 
-def test_noise_is_gaussian_reproducible_and_spares_masked_positions() -> None:
-    logp = torch.zeros(200, 100)
-    mask = torch.ones(200, 100, dtype=torch.bool)
-    mask[:, 90:] = False
-    noisy = Noise(sd=0.3).reported(logp, mask, (7, 1))
-    used = noisy[mask]
-    assert float(used.std()) == pytest.approx(0.3, rel=0.02)
-    assert float(used.mean()) == pytest.approx(0.0, abs=0.01)
-    assert float((used.abs() > 0.6).double().mean()) == pytest.approx(0.0455, abs=0.005)
-    assert not noisy[~mask].any()
-    assert torch.equal(noisy, Noise(sd=0.3).reported(logp, mask, (7, 1)))
-    assert not torch.equal(noisy, Noise(sd=0.3).reported(logp, mask, (7, 2)))
-
-
-def test_other_corrections_report_what_the_sampler_said() -> None:
-    correction = algorithm("grpo").correction
-    assert correction.reported(LOGP, MASK, (0, 0)) is LOGP
-
-
 def test_every_fault_can_be_scheduled_and_shows_in_the_record() -> None:
     grpo = override(algorithm("grpo"), {"penalties.kl.coef": 1e-9})
     entries = (
         {"penalties.fault_kl": {"coef": -0.3}}, {"rewards.fault_length": {}}, {"rewards.fault_constant": {}},
-        {"penalties.fault_inf": {}}, {"correction": {"kind": "fault_noise", "sd": 0.2}},
+        {"penalties.fault_inf": {}}, {"logp_noise.of": "behaviour", "logp_noise.sd": 0.2},
         {"penalties.fault_entropy": {"coef": -0.5}}, {"penalties.entropy": {"coef": 0.5}}, {"recipe.lr": 0.3},
         {"surrogate.low": 1e9, "surrogate.high": 1e9, "updates.epochs": 4},
     )  # fmt: skip

@@ -44,7 +44,9 @@ INERT = {
     ("epochs=0", "updates.mini_batches"): "it never updates",
     ("k1", "penalties.kl.clamp"): "verl's clamp guards k3 only",
     ("k2", "penalties.kl.clamp"): "verl's clamp guards k3 only",
-    ("fault_noise", "correction.sd"): "it disturbs what the sampler reports, which only metrics read",
+    ("likelihood", "logp_noise.sd"): "maximum likelihood has no ratio",
+    ("likelihood", "logp_noise.bias"): "maximum likelihood has no ratio",
+    ("noise=none", "logp_noise.of"): "there is none to put anywhere",
 }
 TOGETHER: dict[str, list[dict[str, Any]]] = {
     "penalties.kl.target": [{"penalties.kl": {"target": 0.1, "horizon": 100.0, "place": "reward"}}],
@@ -184,17 +186,20 @@ def losses(a: Algorithm, found: Advantages, mask: Tensor, counted: Tensor) -> li
     batch = crafted()
     if a.surrogate.needs_calibration:
         a = a.model_copy(update={"surrogate": a.surrogate.calibrated(0.07)})
+    noise = a.logp_noise.of_old(batch.mask, (0, 1))
+    reported = a.logp_noise.reported(batch.old_logp - batch.uniform[:, None] * 3, batch.mask, (0, 1))
     totals = replace(batch_totals(mask, batch.group, 6.0, int(counted.sum())), micro_batches=2.0)
     logp = batch.logp.clone().requires_grad_()
     total = logp.sum() * 0.0
     for rows in (ROWS[:9], ROWS[9:]):
-        old, behaviour = batch.old_logp[rows], batch.old_logp[rows] - batch.uniform[rows, None] * 3
+        old, behaviour = batch.old_logp[rows], reported[rows]
+        base = ratio_base(a, old, behaviour)
         total = (
             total
             + policy_loss(
                 a,
                 logp=logp[rows],
-                old_logp=ratio_base(a, old, behaviour),
+                old_logp=base if noise is None else base + noise[rows],
                 ref_logp=batch.ref_logp[rows],
                 entropy=batch.entropy[rows],
                 advantages=found.advantages[rows],
@@ -274,6 +279,7 @@ def options(annotation: Any) -> list[Any]:
 def marks(a: Algorithm) -> set[str]:
     estimators = {p.estimator for p in a.penalties if hasattr(p, "estimator")}
     values = {f"std={getattr(a.advantage, 'std', None)}", f"epochs={a.updates.epochs}"}
+    values |= set() if a.logp_noise.active else {"noise=none"}
     return {*(p.kind for p in a.parts()), *estimators, *values}
 
 

@@ -138,8 +138,8 @@ def test_folders_and_files_that_hold_no_model(tmp_path: Path) -> None:
 
 
 def test_settings_that_cannot_be() -> None:
-    with pytest.raises(UsageError, match="float32, bfloat16"):
-        loaded("tiny", dtype="float16")
+    with pytest.raises(UsageError, match="float32, bfloat16, float16"):
+        loaded("tiny", dtype="int8")
     with pytest.raises(UsageError, match="no such parameter"):
         loaded("tiny", params={"revision": "x"})
     if not torch.cuda.is_available():

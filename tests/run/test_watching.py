@@ -169,7 +169,7 @@ def test_a_learning_rate_of_nothing_is_no_learning(tmp_path: Path) -> None:
 
 
 def test_noise_in_the_reported_log_probs_is_a_mismatch_and_changes_nothing_else(tmp_path: Path) -> None:
-    noisy = [{"at": 0.4, "overrides": {"correction": {"kind": "fault_noise", "sd": 0.5}}}]
+    noisy = [{"at": 0.4, "overrides": {"logp_noise.of": "behaviour", "logp_noise.sd": 0.5}}]
     size = {"recipe": {"prompts_per_step": 4}}
     execute(spec_of(10, schedule=noisy, **size), tmp_path / "noisy")
     execute(spec_of(10, **size), tmp_path / "plain")

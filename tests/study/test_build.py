@@ -11,8 +11,8 @@ import pytest
 
 from harness.core.errors import UsageError
 from harness.core.registry import algorithm as preset
-from harness.core.resolve import resolve, resolve_algorithm
-from harness.core.spec import BackendSpec, Recipe, StudySpec
+from harness.core.resolve import deviations, resolve, resolve_algorithm
+from harness.core.spec import BackendSpec, Recipe, StudySpec, stable_hash
 from harness.models.recipes import held_out, recipe
 from harness.study.arms import apply_changes, build_arm
 from harness.study.build import Choices, Planned, build, run_specs
@@ -220,3 +220,92 @@ def test_what_a_collapse_does_to_a_run_is_part_of_its_identity() -> None:
     assert {s.monitor.on_collapse for s in stopping} == {"stop"}
     assert {s.monitor.on_collapse for s in plain} == {"stop_on_fatal"}
     assert not {s.run_id for s in stopping} & {s.run_id for s in plain}
+
+
+ENTRY = "extends: quick\narms:\n  - grpo\n  - {arm: grpo, name: noisy, %s}\n"
+
+
+def test_an_arm_of_a_study_file_may_be_a_change_of_a_named_one(tmp_path: Path) -> None:
+    text = ENTRY % "overrides: {logp_noise.sd: 0.1}"
+    spec = planned(replace(SMALL, arms=None), preset=study_file(tmp_path, text)).spec
+    plain, noisy = spec.arms
+    assert (noisy.name, noisy.roster) == ("noisy", "matched")
+    assert noisy.overrides == {**plain.overrides, "logp_noise.sd": 0.1}
+    assert resolve(run_specs(spec)[1]).logp_noise.sd == 0.1
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ("overrides: {logp_noise.size: 1}", "did you mean logp_noise.s"),
+        ("overides: {}", "unknown key overides"),
+        ("backend: {threads: 2}", "another machine"),
+        ("backend: {dtype: int8}", "backend.engine.dtype=int8"),
+        ("backend: {sampler: vllm, engine: {dtype: int8}}", "vLLM quantises a model when it loads it"),
+        ("backend: {sampler: vllm, fp32_head: true, dtype: bfloat16}", "vLLM computes the logits"),
+        ("backend: {fp32_head: true}", "would change nothing"),
+        ("backend: {dtype: float8}", "float32"),
+        ("backend: {engine: {dtyp: int8}}", "did you mean dtype"),
+    ],
+)
+def test_an_arm_that_cannot_be_is_refused(tmp_path: Path, own: str, expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        planned(replace(SMALL, arms=None), preset=study_file(tmp_path, ENTRY % own))
+
+
+def test_an_entry_needs_an_arm_to_start_from(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no arm to start from"):
+        planned(replace(SMALL, arms=None), preset=study_file(tmp_path, "extends: quick\narms: [{name: x}]\n"))
+
+
+def test_an_arm_with_a_backend_of_its_own_is_compared_warned_about_and_named(tmp_path: Path) -> None:
+    text = ENTRY % "backend: {engine: {dtype: int8}}"
+    found = planned(replace(SMALL, arms=None, controls=("base",)), preset=study_file(tmp_path, text))
+    assert {a.roster for a in found.spec.arms if a.bracket != "control"} == {"stressed"}, "one group, so one ranking"
+    assert any("noisy: with an engine or precision of its own" in w for w in found.warnings)
+    plain, own, base = run_specs(found.spec)[:3]
+    assert plain.backend == base.backend == found.spec.backend
+    assert own.backend.engine.dtype == "int8"
+    assert own.own_backend == {"engine.dtype": None}
+    assert "backend.engine.dtype: float32 -> int8" in deviations(own, resolve(own))
+    assert own.hash != plain.hash
+    again = StudySpec.model_validate_json(found.spec.model_dump_json())
+    assert [r.run_id for r in run_specs(again)] == [r.run_id for r in run_specs(found.spec)]
+    by_hand = planned(sets=("GSPO:backend.engine.dtype=int8",)).spec
+    assert [a.backend for a in by_hand.arms] == [{}, {"engine.dtype": "int8"}]
+    assert {a.roster for a in by_hand.arms} == {"stressed"}
+
+
+def test_precision_and_noise_of_a_whole_study() -> None:
+    sets = ("backend.engine.dtype=float16", "logp_noise.bias=0.01")
+    spec = build(replace(SMALL, sets=sets), recipe, held_out, lambda spec: spec.backend).spec
+    assert {r.backend.rollout_dtype for r in run_specs(spec)} == {"float16"}
+    assert {resolve(r).logp_noise.bias for r in run_specs(spec)} == {0.01}
+    assert all(a.roster == "matched" for a in spec.arms), "the same for all, so nobody has anything of its own"
+
+
+def test_a_zero_mismatch_control_samples_with_the_weights_it_trains() -> None:
+    spec = planned(controls=("zero_mismatch",)).spec
+    on_vllm = spec.model_copy(update={"backend": BackendSpec(sampler="vllm", dtype="bfloat16")})
+    run = next(r for r in run_specs(on_vllm) if r.bracket == "control")
+    assert (run.backend.sampler, run.backend.rollout_dtype) == ("transformers", "bfloat16")
+    assert resolve(run).old_logp == "rollout"
+    assert "backend.sampler: vllm -> transformers" in deviations(run, resolve(run))
+
+
+def test_fields_that_came_later_do_not_move_hashes() -> None:
+    """Studies and runs from before must go on."""
+    spec = planned().spec
+    old = spec.model_dump(mode="json", exclude={"name", "checkpoints"})
+    del old["backend"]["fp32_head"]
+    for arm in old["arms"]:
+        del arm["backend"]
+    for key in ("transfer", "folder"):
+        del old["backend"]["engine"][key]
+    assert spec.hash == stable_hash(old)
+    run = run_specs(spec)[0]
+    data = run.model_dump(mode="json", exclude={"checkpoints", "own_backend"})
+    del data["backend"]["fp32_head"]
+    for key in ("transfer", "folder"):
+        del data["backend"]["engine"][key]
+    assert run.hash == stable_hash(data)

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from harness.commands.ablate import stress_factor
 from harness.core.ablation import WITH, Design, Factor, Level
 from harness.core.algorithm import Algorithm, difference
 from harness.core.errors import UsageError
 from harness.core.resolve import resolve_algorithm
 from harness.core.spec import BackendSpec, Recipe, Roster
 from harness.models.recipes import held_out, recipe
+from harness.study.ablate import _identity
 from harness.study.arms import build_arm
 from harness.study.build import Choices, Planned, build, run_specs
 from harness.study.designs import build_cells, factors_between, parse_design, settings
@@ -170,3 +172,36 @@ def test_schedules_are_factors_of_their_own() -> None:
     inside = {**data, "factors": {"refresh": refresh}, "stress": {}}
     with pytest.raises(UsageError, match="has a schedule"):
         build_cells(parse_design(inside, "matched", Recipe()), "matched", Recipe())
+
+
+def test_a_stress_may_change_how_it_is_computed() -> None:
+    stress = {"rollout": {"float32": {}, "int8": {"backend.engine.dtype": "int8"}}}
+    spec = planned(preset="gspo", design={"stress": stress}).spec
+    assert {a.roster for a in spec.arms} == {"stressed"}
+    assert {tuple(a.backend.items()) for a in spec.arms} == {(), (("engine.dtype", "int8"),)}
+    runs = run_specs(spec)
+    assert sum(r.backend.engine.dtype == "int8" for r in runs) == len(runs) // 2
+    with pytest.raises(UsageError, match="put it under `stress`"):
+        planned(preset="gspo", design={"factors": stress})
+
+
+@pytest.mark.parametrize(
+    ("text", "levels"),
+    [
+        ("backend.engine.dtype=float32,int8", {"float32": "float32", "int8": "int8"}),
+        ("logp_noise.sd=0,0.1", {"0": 0, "0.1": 0.1}),
+        ("old_logp=train,rollout", {"train": "train", "rollout": "rollout"}),
+    ],
+)
+def test_a_stress_of_the_command_line_may_be_any_path(text: str, levels: dict[str, Any]) -> None:
+    name, found = stress_factor(text, None)  # type: ignore[arg-type]
+    assert found == {level: {name: value} for level, value in levels.items()}
+    assert len(planned(preset="gspo", design={"stress": {name: found}}).spec.arms) % 2 == 0
+
+
+def test_an_ablation_from_before_keeps_its_identity() -> None:
+    record = planned().ablation
+    assert record is not None
+    levels = [x for f in _identity(record)["design"]["factors"] for x in f["levels"]]
+    assert levels
+    assert not [x for x in levels if "backend" in x]

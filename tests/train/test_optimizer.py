@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from harness.core.spec import Recipe
-from harness.train.optimizer import Optimizer, learning_rate
+from harness.train.optimizer import FIRST_SCALE, LARGEST_SCALE, RAISE_EVERY, Optimizer, learning_rate
 
 RECIPE = Recipe(lr=1e-4, betas=(0.9, 0.95), grad_clip=1.0, weight_decay=0.01)
 
@@ -65,7 +65,7 @@ def test_bf16_weights_follow_fp32_masters() -> None:
         assert not torch.equal(p, old)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_restoring_is_exact(dtype: torch.dtype) -> None:
     model, other = network(dtype), network(dtype)
     one, two = Optimizer(model, RECIPE, 1e-3), Optimizer(other, RECIPE, 1e-3)
@@ -139,3 +139,37 @@ def test_learning_rates(schedule: str, warmup: float, expected: dict[float, floa
     recipe = Recipe.model_validate({"lr_schedule": schedule, "warmup": warmup})
     for fraction, share in expected.items():
         assert learning_rate(recipe, 3e-4, fraction) == pytest.approx(3e-4 * share, abs=1e-12)
+
+
+def test_float16_gradients_are_scaled_and_an_overflow_is_due_again() -> None:
+    """The scale is a power of two, so a gradient comes back as it was; what overflows changes nothing but the scale."""
+    model = network(torch.float16)
+    optimizer = Optimizer(model, RECIPE, 1e-3)
+    assert Optimizer(network(torch.bfloat16), RECIPE, 1e-3).scale == Optimizer(network(), RECIPE, 1e-3).scale == 1.0
+    assert optimizer.scale == FIRST_SCALE
+    give_gradient(model, 0, scale=1e-3)
+    want = float(torch.nn.utils.get_total_norm([p.grad.float() for p in model.parameters() if p.grad is not None]))
+    for p in model.parameters():
+        assert p.grad is not None
+        p.grad *= optimizer.scale
+    assert optimizer.step(1e-3).grad_norm == pytest.approx(want, rel=1e-3)
+    before = weights(model)
+    give_gradient(model, 1)
+    next(model.parameters()).grad.view(-1)[0] = math.inf  # type: ignore[union-attr]
+    done = optimizer.step(1e-3)
+    assert (done.overflow, done.finite, optimizer.scale) == (True, False, FIRST_SCALE / 2)
+    assert all(torch.equal(a, b) for a, b in zip(weights(model), before, strict=True))
+    assert not optimizer.step(1e-3, finite=False).overflow, "a loss that is not finite is no matter of scale"
+    optimizer.scale = 1.0
+    done = optimizer.step(1e-3)
+    assert (done.overflow, done.finite, optimizer.scale) == (False, False, 1.0)
+
+
+def test_the_loss_scale_rises_again_up_to_its_limit() -> None:
+    model = network(torch.float16)
+    optimizer = Optimizer(model, RECIPE, 1e-3)
+    optimizer.scale = LARGEST_SCALE / 2
+    for step in range(2 * RAISE_EVERY):
+        give_gradient(model, step)
+        optimizer.step(1e-4)
+        assert optimizer.scale == LARGEST_SCALE / (2 if step < RAISE_EVERY - 1 else 1)

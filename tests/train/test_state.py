@@ -36,7 +36,7 @@ def essence(outcome: StepOutcome) -> list[Any]:
 
 
 @pytest.mark.parametrize("arm", ["ppo", "gfpo_adaptive"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_checkpoint_is_bit_exact(tmp_path: Path, arm: str, dtype: str) -> None:
     spec = run_spec(arm, backend={"dtype": dtype})
     if arm == "ppo":

@@ -11,6 +11,7 @@ import pytest
 
 from harness.core.results import Finding, Provenance, StudyFolder, read_study
 from harness.core.spec import ArmSpec
+from harness.report.components import shared_setup
 from harness.validity.across import PER_SEED, SETTINGS, judge, noise_floor
 from tests.fakes.run_folders import write_fake_study
 
@@ -142,6 +143,34 @@ def test_a_control_may_have_its_own_recipe(tmp_path: Path) -> None:
 def test_a_ranked_arm_may_not() -> None:
     with pytest.raises(ValueError, match="only controls, and arms of a stressed or tuned roster, have their own"):
         ArmSpec(name="GRPO", algorithm="grpo", recipe={"lr": 0.0})
+
+
+def test_an_arm_with_a_backend_of_its_own_is_a_warning_and_nothing_else_may_differ(tmp_path: Path) -> None:
+    own = ArmSpec(name="GRPO int8", algorithm="grpo", roster="stressed", backend={"engine": {"dtype": "int8"}})
+    write_fake_study(tmp_path / "s", ["GRPO", own], [0, 1], 4)
+    for run in read_study(tmp_path / "s").of("GRPO int8"):
+        edit(run.path / "spec.json", lambda data: data["backend"]["engine"].update(dtype="int8"))
+        edit(run.path / "result.json", lambda data: data["provenance"].update(engine=PROVENANCE["engine"]))
+    found = findings(tmp_path / "s")
+    assert [c for c, f in found.items() if f.level != "PASS"] == ["shared engine and precision"]
+    assert found["shared engine and precision"].level == "WARN"
+    assert "GRPO int8: engine.dtype = int8" in found["shared engine and precision"].measured
+    for run in read_study(tmp_path / "s").of("GRPO int8"):
+        edit(run.path / "spec.json", lambda data: data["backend"].update(attention="eager"))
+    assert findings(tmp_path / "s")["same backend"].level == "INVALID", "only what it declares"
+
+
+def test_an_arm_in_a_precision_of_its_own_has_another_fingerprint_of_the_same_weights(tmp_path: Path) -> None:
+    own = ArmSpec(name="GRPO bf16", algorithm="grpo", roster="stressed", backend={"dtype": "bfloat16"})
+    write_fake_study(tmp_path / "s", ["GRPO", own], [0, 1], 4)
+    for run in read_study(tmp_path / "s").runs:
+        rough = run.spec.arm == "GRPO bf16"
+        edit(run.path / "spec.json", lambda data, r=rough: data["backend"].update(dtype="bfloat16" if r else "float32"))
+        edit(run.path / "result.json", lambda data, r=rough: data["provenance"].update(model_sha256="b" if r else "m"))
+    found = findings(tmp_path / "s")
+    assert [c for c, f in found.items() if f.level != "PASS"] == ["shared engine and precision"]
+    setup = {row["what"]: row["state"] for row in shared_setup(read_study(tmp_path / "s"))}
+    assert setup["initial weights, within each seed pair"] == "same"
 
 
 def test_the_noise_floor() -> None:

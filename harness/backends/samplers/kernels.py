@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -94,6 +94,14 @@ def packed_linears(policy: PreTrainedModel) -> Iterator[None]:
     finally:
         for layer in layers:
             vars(layer).pop("forward", None)
+
+
+def held_head(policy: PreTrainedModel) -> AbstractContextManager[None]:
+    """A head that computes in another precision than its weights keeps their cast values, until the context ends."""
+    holding: Callable[[], AbstractContextManager[None]] = getattr(
+        policy.get_output_embeddings(), "holding", nullcontext
+    )
+    return holding()
 
 
 def can_pack(dtype: torch.dtype) -> bool:

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from harness.backends.samplers.decoders import Decoder, Forward, LibraryDecoder
-from harness.backends.samplers.kernels import Attention, attention, packed_linears
+from harness.backends.samplers.kernels import Attention, attention, held_head, packed_linears
 from harness.backends.samplers.responses import Responses
 from harness.backends.samplers.routes import RouteTrace
 from harness.backends.samplers.slots import Layout, SlotDecoder, fits_slots
@@ -62,7 +62,7 @@ def choose_plan(policy: PreTrainedModel) -> Plan:
 
 
 class TransformersSampler:
-    """Reads the policy it was given, so weight sync is only a change of the version stamp.
+    """Reads the policy it was given, so weight sync is only a change of the version stamp, and a `refresh` of a copy.
 
     Tokens are drawn by inverting the CDF at one uniform per (key, position): repeating a request under the same
     weights repeats its response, and sampling more responses never shifts the others.
@@ -81,10 +81,12 @@ class TransformersSampler:
         decode: Callable[[Sequence[int]], str] | None = None,
         plan: Plan | None = None,
         routers: RouterSet | None = None,
+        refresh: Callable[[], None] | None = None,
     ) -> None:
         """`batch_tokens`: lines x columns of the KV cache; `decode` is needed for stop strings only.
 
-        With the `routers` of a mixture of experts, completions say which experts their tokens went to.
+        With the `routers` of a mixture of experts, completions say which experts their tokens went to. `refresh` makes
+        the policy that of the trainer again, where it is a copy.
         """
         if stop and decode is None:
             raise UsageError(
@@ -99,8 +101,11 @@ class TransformersSampler:
         # and whether the kernels round a row alike in every batch depends on the processor.
         self.exact_repeat = policy.device.type == "cpu" and policy.dtype == torch.float32
         self._version = 0
+        self._refresh = refresh
 
     def sync(self, version: int) -> None:
+        if self._refresh is not None:
+            self._refresh()
         self._version = version
 
     def close(self) -> None:
@@ -119,6 +124,7 @@ class TransformersSampler:
                 lent.enter_context(attention(self._policy, self._plan.attention))
             if self._plan.pack:
                 lent.enter_context(packed_linears(self._policy))
+            lent.enter_context(held_head(self._policy))
             for batch in self._batches(requests, max_new_tokens):
                 flat = self._generate([requests[i] for i in batch], max_new_tokens, temperature)
                 for i in batch:

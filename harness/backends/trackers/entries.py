@@ -11,7 +11,7 @@ from harness.core.ablation import TRIALS, Trials
 from harness.core.benchmarks import BenchmarkRow
 from harness.core.metrics import ROW_COLUMNS
 from harness.core.results import COLLAPSED, EvalRecord, EventRecord, RunFolder
-from harness.core.spec import stable_hash
+from harness.core.spec import stable_hash, without
 
 LONGEST_VALUE = 500
 _NO_METRIC = {column.key for column in ROW_COLUMNS} - {"sampled_tokens_cum", "lr", "wallclock_s"}
@@ -95,7 +95,8 @@ def flatten(value: Any, prefix: str = "") -> dict[str, str]:
 
 def arm_key(run: RunFolder) -> str:
     """Names the arm and its configuration: what all its seeds share."""
-    return f"{run.spec.arm}-{stable_hash(run.spec.model_dump(mode='json', exclude={'seed'}))[:8]}"
+    data = run.spec.model_dump(mode="json", exclude={"seed", "own_backend"})
+    return f"{run.spec.arm}-{stable_hash({**data, 'backend': without(data['backend'], fp32_head=False)})[:8]}"
 
 
 def run_tags(run: RunFolder) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from harness.backends.samplers.vllm.engine import Engine
 from harness.backends.samplers.vllm.local import LocalEngine, LocalOptions
 from harness.backends.samplers.vllm.nccl import NcclTransfer
-from harness.backends.samplers.vllm.sampler import Score, VllmSampler
+from harness.backends.samplers.vllm.sampler import LIMIT, Score, VllmSampler
 from harness.backends.samplers.vllm.server import Expected, FileTransfer, Link, ServerEngine
 from harness.backends.samplers.vllm.weights import engine_head_size, head_sizes, named_tensors, write_folder
 from harness.core.errors import UsageError
@@ -42,8 +42,8 @@ def build_vllm(
     sampler = VllmSampler(engine, eos_ids=eos_ids, stop=stop, decode=decode)
     try:
         sampler.sync(0)
-        dtypes = {backend.dtype, backend.engine.dtype or backend.dtype}
-        sampler.self_test(probe, score, "bfloat16" if "bfloat16" in dtypes else "float32")
+        coarsest = max((backend.dtype, backend.rollout_dtype), key=LIMIT.__getitem__)
+        sampler.self_test(probe, score, coarsest)
     except BaseException:
         sampler.close()
         raise
