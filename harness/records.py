@@ -78,6 +78,8 @@ def routing_of_step(outcome: StepOutcome, parts: Assembly) -> tuple[Row, Routing
         return {}, None
     backend = parts.spec.backend
     precise = {backend.dtype, backend.engine.dtype or backend.dtype} == {"float32"}
+    noise = parts.algorithm.logp_noise
+    precise &= not (noise.active and noise.of == "behaviour")
     return routing_metrics(
         ready.routing, ready.batch, outcome.old_logp, outcome.probe, step=outcome.progress.step, full_precision=precise
     )
