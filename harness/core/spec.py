@@ -379,14 +379,11 @@ def without(data: dict[str, Any], **defaults: Any) -> dict[str, Any]:
 def _hashed(data: dict[str, Any]) -> dict[str, Any]:
     """What of a spec decides its hash."""
     data = _without_paths(data)
-    return {**data, "backend": without(data["backend"], fp32_head=False)}
+    return {**data, "backend": without(data["backend"], fp32_head=False, experts=None, routers=0)}
 
 
 def _without_paths(data: dict[str, Any]) -> dict[str, Any]:
-    """A data file counts by content and name, a run by its name, not by its folder; a server by being one.
-
-    What a dense model does not have is left out, so that its hashes are what they were before there was such a choice.
-    """
+    """A data file counts by content and name, a run by its name, not by its folder; a server by being one."""
     engine = {k: v for k, v in data["backend"]["engine"].items() if k not in ("transfer", "folder")}
     if engine["server"] is not None:
         engine["server"] = "server"
@@ -396,8 +393,7 @@ def _without_paths(data: dict[str, Any]) -> dict[str, Any]:
         task = {**task, "name": task["name"].rsplit("/", 1)[-1], "params": {**task["params"], **files}}
     if start is not None:
         start = {**start, "run": start["run"].rstrip("/").rsplit("/", 1)[-1]}
-    backend = {k: v for k, v in data["backend"].items() if k not in ("experts", "routers") or v}
-    return {**data, "backend": {**backend, "engine": engine}, "task": task, "start": start}
+    return {**data, "backend": {**data["backend"], "engine": engine}, "task": task, "start": start}
 
 
 def stable_hash(data: Any) -> str:

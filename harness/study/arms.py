@@ -13,7 +13,8 @@ from harness.core.errors import UsageError, near
 from harness.core.ports import TaskInfo
 from harness.core.registry import algorithm_names
 from harness.core.resolve import resolve_algorithm
-from harness.core.spec import ArmSpec, Bracket, Recipe, Roster, SkippedArm, parse
+from harness.core.spec import ArmSpec, BackendSpec, Bracket, Recipe, Roster, SkippedArm, nested, parse
+from harness.study.presets import merge
 
 DISPLAY = {"ppo": "PPO", "grpo": "GRPO", "dapo": "DAPO", "gspo": "GSPO", "gspo_token": "GSPO-token", "gfpo": "GFPO",
            "canary_lr0": "Canary, lr 0", "rft": "RFT", "base": "Base model", "random_reward": "GRPO, random reward",
@@ -218,3 +219,12 @@ def _in_its_bracket(arm: ArmSpec, record: Algorithm) -> tuple[ArmSpec, list[str]
 def records(arms: Sequence[ArmSpec], recipe: Recipe) -> dict[str, Algorithm]:
     """Arm name -> record, for component matrices and dry runs."""
     return {a.name: resolve_algorithm(a.algorithm, a.overrides, recipe) for a in arms}
+
+
+def arm_backend(backend: BackendSpec, arm: ArmSpec) -> BackendSpec:
+    """The study's backend with what an arm has for itself; UsageError for a path or value that does not exist."""
+    if not arm.backend:
+        return backend
+    data = merge(backend.model_dump(), nested(arm.backend))
+    changed: BackendSpec = parse(BackendSpec, data, f"backend of {arm.name}")
+    return changed

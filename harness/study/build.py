@@ -34,7 +34,7 @@ from harness.core.spec import (
     parse,
     stable_hash,
 )
-from harness.study.arms import apply_changes, arm_of, build_arm, check_arms, check_cells, together
+from harness.study.arms import apply_changes, arm_backend, arm_of, build_arm, check_arms, check_cells, together
 from harness.study.designs import build_cells, parse_design, refuse_twins, with_design
 from harness.study.presets import Kind, load_preset, merge
 from harness.study.replay import with_replay
@@ -281,17 +281,6 @@ def arm_recipe(recipe: Recipe, arm: ArmSpec) -> Recipe:
     if not arm.recipe:
         return recipe
     changed: Recipe = parse(Recipe, merge(recipe.model_dump(), arm.recipe), f"recipe of {arm.name}")
-    return changed
-
-
-def arm_backend(backend: BackendSpec, arm: ArmSpec) -> BackendSpec:
-    """The study's backend with what an arm has for itself; UsageError for a path or value that does not exist."""
-    if not arm.backend:
-        return backend
-    data: dict[str, Any] = backend.model_dump()
-    for path, value in arm.backend.items():
-        data = merge(data, _nested(path, value))
-    changed: BackendSpec = parse(BackendSpec, data, f"backend of {arm.name}")
     return changed
 
 

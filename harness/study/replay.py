@@ -6,6 +6,7 @@ from harness.core.algorithm import Replay, replay_mode
 from harness.core.errors import UsageError
 from harness.core.resolve import resolve_algorithm
 from harness.core.spec import ArmSpec, BackendSpec, StudySpec
+from harness.study.arms import arm_backend
 
 LABEL: dict[Replay, str] = {"off": "free routes", "r2": "R2", "r3": "R3"}
 
@@ -19,8 +20,8 @@ def mode_of(arm: ArmSpec, spec: StudySpec) -> Replay:
 def with_replay(spec: StudySpec, *, named: bool) -> StudySpec:
     """The study with its arms checked; on a mixture of experts and where they may be `named`, with names that tell."""
     modes = {arm.name: mode_of(arm, spec) for arm in spec.arms}
-    for mode in dict.fromkeys(modes.values()):
-        _check(mode, spec)
+    for arm in spec.arms:
+        _check(modes[arm.name], spec.model.name, arm_backend(spec.backend, arm))
     if not named or not spec.backend.routers:
         return spec
     names = {name: _named(name, mode) for name, mode in modes.items()}
@@ -43,11 +44,10 @@ def _named(name: str, mode: Replay) -> str:
     return bare if bare.endswith(f", {LABEL[mode]}") else f"{bare}, {LABEL[mode]}"
 
 
-def _check(mode: Replay, spec: StudySpec) -> None:
-    backend = spec.backend
+def _check(mode: Replay, model: str, backend: BackendSpec) -> None:
     if mode != "off" and not backend.routers:
         raise UsageError(
-            f"routing_replay={mode} with the model {spec.model.name}",
+            f"routing_replay={mode} with the model {model}",
             "it is dense: no router chooses anything that could be replayed",
             "routing_replay=off, or a mixture of experts (e.g. --model tiny-moe)",
         )
