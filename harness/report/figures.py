@@ -131,7 +131,7 @@ def _short_point(match: re.Match[str]) -> str:
 
 
 def learning(report: Mapping[str, Any], axis: str) -> Plot:
-    """Held-out score of all arms: thin seeds, thick mean, names at the right."""
+    """P1: held-out score of all arms: thin seeds, thick mean, names at the right; tokens on a logarithmic axis."""
     curves, styles = report["curves"], _styles(report)
     label = AXES[axis]
 
@@ -143,13 +143,13 @@ def learning(report: Mapping[str, Any], axis: str) -> Plot:
             mean = data["mean"][axis]
             if mean["x"]:
                 _mean(axes, mean, styles[arm])
-                ends.append((mean["mean"][-1], arm, styles[arm]["color"], mean["x"][-1] / _end(curves, axis)))
+                ends.append((mean["mean"][-1], arm, styles[arm]["color"], mean["x"][-1]))
         _collapse_crosses(axes, report, axis)
         _score_axis(axes, curves)
         axes.set_xlabel(label)
-        axes.set_xlim(0, _end(curves, axis))
         if axis.endswith("tokens"):
-            axes.xaxis.set_major_formatter(TOKENS)
+            _log_tokens(axes, _first(curves, axis), _end(curves, axis))
+        axes.set_xlim(0, _end(curves, axis))
         if axis == "sampled_tokens" and curves["budget"]:
             axes.axvline(curves["budget"], color=MUTED, lw=0.8, ls=(0, (2, 2)), clip_on=False)
         axes.set_ylabel(f"Score, {curves['split']} split")
@@ -171,6 +171,21 @@ def _collapse_crosses(axes: Axes, report: Mapping[str, Any], axis: str) -> None:
         for line in (ln for ln in data["runs"] if ln["run"] in lost):
             at = [np.interp(lost[line["run"]], line["sampled_tokens"], line[k]) for k in (axis, "score")]
             axes.plot(*at, marker="X", ms=7, color=color, mec=INK, mew=0.6, ls="none")
+
+
+def _log_tokens(axes: Axes, first: float, end: float) -> None:
+    """Logarithmic from the first evaluation after the start, which stands at 0 on the left."""
+    axes.set_xscale("symlog", linthresh=first, linscale=0.6)
+    ticks = [first * 2**i for i in range(int(np.log2(max(1.0, end / first))) + 1)]
+    axes.set_xticks([0, *(ticks[:: max(1, -(-len(ticks) // 6))])])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(TOKENS)
+
+
+def _first(curves: Mapping[str, Any], axis: str) -> float:
+    """Where the first evaluation after the start stands."""
+    found = [x for d in curves["arms"].values() for line in d["runs"] for x in line[axis] if x > 0]
+    return float(min(found, default=1.0))
 
 
 def _end(curves: Mapping[str, Any], axis: str) -> float:
@@ -199,13 +214,15 @@ def _score_axis(axes: Axes, curves: Mapping[str, Any]) -> None:
 
 
 def _name_ends(axes: Axes, ends: Sequence[tuple[float, str, str, float]], gap: float = 0.058) -> None:
-    """Names beside the end points (value, name, colour, x in [0, 1]), moved apart where they would overlap."""
+    """Names beside the end points (value, name, colour, x), moved apart where they would overlap."""
     if not ends:
         return
+    across = axes.transData + axes.transAxes.inverted()
     low, high = axes.get_ylim()
     ordered = sorted(ends)
     places = _spread([(v - low) / (high - low) for v, *_ in ordered], gap)
-    for (value, name, color, x), place in zip(ordered, places, strict=True):
+    for (value, name, color, end), place in zip(ordered, places, strict=True):
+        x = across.transform((end, low))[0]
         start = (value - low) / (high - low)
         if x < 0.97:
             axes.plot([x + 0.015, 1.0], [start, start], transform=axes.transAxes, color=color, lw=0.7, ls=(0, (1, 3)))

@@ -14,6 +14,8 @@ from harness.report import text
 from harness.report.figures import MUTED, TOKENS, Plot, thin_lines
 from harness.report.lengths import NOISES
 
+AT_RISK = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the budget
+SHIFT = 0.1  # room for the names beside the numbers at risk
 SIZE, BOX = (4.4, 2.9), (0.13, 0.17, 0.84, 0.78)
 NARROW = (0.13, 0.17, 0.8, 0.78)  # room for half of the last label
 Report = Mapping[str, Any]
@@ -189,17 +191,21 @@ def profile(report: Report) -> Plot:
 
 
 def survival(report: Report) -> Plot:
-    """P4: Kaplan-Meier curve of every arm over sampled tokens, with log-log Greenwood bands."""
+    """P4: Kaplan-Meier curve of every arm over sampled tokens, with log-log Greenwood bands; numbers at risk below."""
     ends = {a["name"]: max((r["sampled_tokens"] for r in report["runs"] if r["arm"] == a["name"]), default=0)
             for a in report["arms"]}  # fmt: skip
     end = max(*ends.values(), 1)
+    last = min(end, report["curves"]["budget"] or end)
+    arms = [a for a in report["arms"] if a["survival"]["n"]]
+    below = 0.13 * (len(arms) + 1)  # inches for the numbers at risk
+    height = SIZE[1] + below
 
     def draw(figure: Figure) -> None:
-        axes = figure.add_axes(BOX)
-        for a in report["arms"]:
+        left, bottom, width, tall = BOX
+        up, tall = (bottom * SIZE[1] + below) / height, tall * SIZE[1] / height
+        axes = figure.add_axes((left + SHIFT, up, width - SHIFT, tall))
+        for a in arms:
             km, style = a["survival"], a["style"]
-            if not km["n"]:
-                continue
             x = [0, *km["time"], max(ends[a["name"]], *km["time"], 1)]
             y = [1.0, *km["survival"]]
             axes.step(x, [*y, y[-1]], where="post", color=style["color"], lw=1.6, ls=style["dash"])
@@ -212,9 +218,25 @@ def survival(report: Report) -> Plot:
         axes.set_xlim(0, end)
         axes.xaxis.set_major_formatter(TOKENS)
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.set_xlabel("Sampled tokens")
+        axes.set_xlabel("Sampled tokens", labelpad=1)
+        figure.text(0.01, (below + 0.01) / height, "at risk", fontsize=6.5, color=MUTED, va="top")
+        for row, a in enumerate(arms):
+            at = (below - 0.13 * (row + 1)) / height
+            figure.text(0.01, at, _name(a["name"]), fontsize=6.5, color=a["style"]["color"], va="top")
+            for share in AT_RISK:
+                place = left + SHIFT + (width - SHIFT) * share * last / end
+                count, align = at_risk(report, a["name"], share * last), "center" if share < 1 else "right"
+                figure.text(place, at, str(count), fontsize=6.5, color=MUTED, va="top", ha=align)
 
-    return Plot(name="survival", alt="Share of runs not yet collapsed over sampled tokens", size=SIZE, draw=draw)
+    alt = "Share of runs not yet collapsed over sampled tokens, with the numbers at risk"
+    return Plot(name="survival", alt=alt, size=(SIZE[0], height), draw=draw)
+
+
+def at_risk(report: Report, arm: str, tokens: float) -> int:
+    """Finished runs of an arm that had neither collapsed nor ended before so many sampled tokens."""
+    runs = [r for r in report["runs"] if r["arm"] == arm and r["counted"]]
+    lasted = [r["sampled_tokens"] if r["collapse_tokens"] is None else r["collapse_tokens"] for r in runs]
+    return sum(t >= tokens for t in lasted)
 
 
 def _shares(axes: Axes, label: str) -> None:

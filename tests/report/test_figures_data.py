@@ -23,7 +23,7 @@ from harness.report import build_report, write_report
 from harness.report.build import COLUMNS
 from harness.report.curves import PANELS
 from harness.report.lengths import ratio_by_length
-from harness.report.plots import front
+from harness.report.plots import at_risk, front
 from harness.report.trajectories import trajectories
 from tests.fakes.run_folders import write_fake_study
 
@@ -111,3 +111,15 @@ def test_every_figure_is_also_a_file(tmp_path: Path) -> None:
     assert names == {p.stem for p in folder.glob("*.png")}
     assert names >= {"learning-sampled_tokens", "forest", "profile", "survival", "entropy-score", "scatter-wallclock_s",
                      "scatter-length", "length-full-logsd", "length-geo-logsd", "length-ess-lost"}  # fmt: skip
+
+
+def test_numbers_at_risk_are_runs_that_had_neither_collapsed_nor_ended() -> None:
+    """P4: three runs; one collapsed at 40, one ended at 70, one is not counted."""
+    runs = [
+        {"arm": "A", "counted": True, "sampled_tokens": 100, "collapse_tokens": 40},
+        {"arm": "A", "counted": True, "sampled_tokens": 70, "collapse_tokens": None},
+        {"arm": "A", "counted": True, "sampled_tokens": 100, "collapse_tokens": None},
+        {"arm": "A", "counted": False, "sampled_tokens": 100, "collapse_tokens": None},
+        {"arm": "B", "counted": True, "sampled_tokens": 100, "collapse_tokens": None},
+    ]
+    assert [at_risk({"runs": runs}, "A", t) for t in (0, 40, 41, 70, 71, 100)] == [3, 3, 2, 2, 1, 1]
