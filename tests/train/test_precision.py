@@ -45,6 +45,8 @@ def after_a_step(backend: dict[str, Any], **changes: Any) -> tuple[Assembly, Ste
         ({"engine": {"dtype": "int8"}}, 2e-2),
         ({"dtype": "float16", "engine": {"dtype": "float32"}}, 3e-3),
         ({"dtype": "bfloat16", "engine": {"dtype": "int8"}, "fp32_head": True}, 3e-2),
+        ({"dtype": "float16", "update": {"share_prompts": True}}, 2e-3),
+        ({"dtype": "bfloat16", "fp32_head": True, "update": {"share_prompts": True}}, 1e-2),
     ],
     ids=str,
 )
