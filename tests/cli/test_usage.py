@@ -58,7 +58,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--steps", "1", "--tokens", "5"], ["one of them"]),
         (["--seeds", "x"], ["--seeds x"]),
         (["--seeds", "0"], ["--seeds 0"]),
-        (["--preset", "nope"], ["nope", "quick"]),
+        (["--preset", "xyz"], ["xyz", "quick"]),
         (["--roster", "foo"], ["foo", "matched"]),
         (["--dtype", "float8"], ["float8", "bfloat16"]),
         (["--results", "a_file/x"], ["a_file", "cannot be written"]),

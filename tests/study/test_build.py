@@ -314,3 +314,12 @@ def test_fields_that_came_later_do_not_move_hashes() -> None:
     for key in ("transfer", "folder"):
         del data["backend"]["engine"][key]
     assert run.hash == stable_hash(data)
+
+
+def test_replay_of_the_samplers_routes_is_checked_against_the_engine_of_each_arm(tmp_path: Path) -> None:
+    text = "extends: quick\nmodel: tiny-moe\narms: [{arm: grpo_replay_r3, name: x, backend: {sampler: vllm}}]\n"
+    with pytest.raises(UsageError, match=r"routing_replay=r3 with vLLM on cpu"):
+        build(
+            Choices(preset=study_file(tmp_path, text)), recipe, held_out,
+            lambda spec: BackendSpec(threads=1, routers=2),
+        )  # fmt: skip

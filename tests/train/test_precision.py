@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 import torch
 
+import harness.saving
 from harness.assemble import Assembly, assemble
 from harness.core.resolve import deviations, resolve
 from harness.core.spec import RunSpec
 from harness.gate import Gate, engine_of
 from harness.models.rollout_copy import RolloutCopy
 from harness.records import step_row
+from harness.run import main
+from harness.saving import Checkpoints
+from harness.train import checkpoint
 from harness.train.loop import Progress, StepOutcome, one_step
-from tests.fakes.small_runs import run_spec
+from tests.fakes.small_runs import make_folder, numbers_of, run_spec, weights_of
 from tests.train.test_update_choices import relative
 
 DIVIDING: dict[str, Any] = {
@@ -45,6 +49,8 @@ def after_a_step(backend: dict[str, Any], **changes: Any) -> tuple[Assembly, Ste
         ({"engine": {"dtype": "int8"}}, 2e-2),
         ({"dtype": "float16", "engine": {"dtype": "float32"}}, 3e-3),
         ({"dtype": "bfloat16", "engine": {"dtype": "int8"}, "fp32_head": True}, 3e-2),
+        ({"dtype": "float16", "update": {"share_prompts": True}}, 2e-3),
+        ({"dtype": "bfloat16", "fp32_head": True, "update": {"share_prompts": True}}, 1e-2),
     ],
     ids=str,
 )
@@ -137,3 +143,33 @@ def test_an_overflow_compares_routes_once() -> None:
     assert outcome.prepared is not None
     assert outcome.prepared.routing is not None
     assert len(outcome.prepared.routing.between) == len(outcome.traces) - 1
+
+
+def test_a_killed_run_with_noise_and_rounded_rollouts_ends_with_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {
+        "overrides": {"old_logp": "rollout", "logp_noise.sd": 0.1, "logp_noise.bias": 0.01},
+        "backend": {"engine": {"dtype": "int8"}},
+    }
+    whole = make_folder(run_spec("gspo", steps=3, **changes), tmp_path / "whole")
+    killed = make_folder(run_spec("gspo", steps=3, **changes), tmp_path / "killed")
+    assert main([str(whole)]) == 0
+    monkeypatch.setattr(harness.saving, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(harness.saving, "SAVE_SHARE", 1e9)
+    save, left = Checkpoints.save, [3]
+
+    def dies(self: Checkpoints, *args: Any, **kwargs: Any) -> None:
+        save(self, *args, **kwargs)
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "save", dies)
+        with pytest.raises(KeyboardInterrupt):
+            main([str(killed)])
+    assert [p.name for p in checkpoint.steps(killed / "checkpoints")][-1] == "00000002", "in the middle"
+    assert main([str(killed)]) == 0
+    assert numbers_of(killed) == numbers_of(whole)
+    assert weights_of(killed) == weights_of(whole)
