@@ -213,7 +213,25 @@ def caveats(report: Mapping[str, Any]) -> list[str]:
         if tuning
         else "Tuning: every arm runs at its preset; an arm that loses here may win after tuning."
     )
-    return [*found, *_gaps(report)]
+    return [*found, *_routing(report), *_gaps(report)]
+
+
+def _routing(report: Mapping[str, Any]) -> list[str]:
+    """Token-level ratios on a mixture of experts whose routes are free, and how deep the mixture is."""
+    facts = report["routing"]
+    if not facts:
+        return []
+    depth = max(f["layers"] for f in facts.values())
+    found = [f"Experts: {depth} layer{'s' if depth > 1 else ''} with a router; more routes move in deeper models."]
+    ratios = [c for row in report["components"]["rows"] if row["slot"] == "ratio" for c in row["cells"]]
+    per_token = [c["arm"] for c in ratios if c["text"].split("(")[0] == "token"]
+    free = [arm for arm in per_token if facts.get(arm, {}).get("mode") == "off"]
+    if free:
+        found.append(
+            f"Routing: {', '.join(free)}: token-level ratios on a mixture of experts without Routing Replay, "
+            "which is reported not to converge at scale (GSPO, 2507.18071)."
+        )
+    return found
 
 
 def _gaps(report: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 
 from harness.core.results import append_line, read_study, to_json
 from harness.core.routing_log import ROUTING, Gap, RoutingRecord
+from harness.report.answer import caveats
 from harness.report.build import build_report
 from harness.report.figures import svg
 from harness.report.html import render
@@ -82,6 +83,17 @@ def test_mode_and_cost_stand_in_every_rendering(report: dict[str, Any]) -> None:
     for page in (render(report), render_markdown(report)):
         assert "Routes through the experts" in page
         assert "12 bytes/token" in page
+
+
+def test_the_page_says_what_free_routes_are_reported_to_do(report: dict[str, Any]) -> None:
+    """Only of a token ratio with free routes: neither of one that replays nor of a sequence ratio."""
+    depth, said = [c for c in report["caveats"] if c.startswith(("Routing", "Experts"))]
+    assert depth == "Experts: 3 layers with a router; more routes move in deeper models."
+    assert said.startswith("Routing: GSPO: token-level"), "the stand-in study has token ratios everywhere"
+    row = {"slot": "ratio", "cells": [{"arm": a, "text": t} for a, t in (("GRPO", "token(guard=20.0)"),
+                                                                        ("GSPO", "sequence(guard=10.0)"))]}  # fmt: skip
+    known = caveats({**report, "components": {"rows": [row]}})
+    assert not [c for c in known if c.startswith("Routing")]
 
 
 def test_a_dense_study_has_no_such_section(tmp_path: Path) -> None:
