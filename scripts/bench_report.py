@@ -1,6 +1,6 @@
 """How long `harness report` takes, and how much memory: studies of several sizes in the published schema.
 
-    python scripts/bench_report.py --out results/reference/report-scale
+    python -m scripts.bench_report --out results/reference/report-scale
 
 One run of every arm is generated with every column of the metric dictionary; the other seeds are links to its files
 with a spec and a result of their own, so that a million rows (7 GB to read) need little disk.
@@ -78,7 +78,7 @@ def page(data: dict[str, Any]) -> str:
     p = data["provenance"]
     return "\n".join([
         "# report-scale: what a report costs", "", "```",
-        "python scripts/bench_report.py --out results/reference/report-scale", "```", "",
+        "python -m scripts.bench_report --out results/reference/report-scale", "```", "",
         "`harness report` on generated studies with every metric column, all formats and figures.", "",
         "| runs x steps | seconds | CPU seconds | peak memory, MB | report.html, MB | report.json, MB | asked for |",
         "|---|---|---|---|---|---|---|", *rows, "",
