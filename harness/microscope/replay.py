@@ -122,7 +122,12 @@ def _records(request: Request, rollout: RecordedRollout, recipe: Recipe, notes: 
                 "ppo, or leave it out",
             )
     notes += dict.fromkeys(f"{w.message}." for w in caught if issubclass(w.category, UserWarning))
-    return found
+    replaying = [name for name, algorithm in found.items() if algorithm.routing_replay in ("r2", "r3")]
+    if replaying:
+        notes.append(
+            f"{', '.join(replaying)}: seen with free routes; a rollout file holds none that could be replayed."
+        )
+    return {name: a.model_copy(update={"routing_replay": "off"}) for name, a in found.items()}
 
 
 def _newest_checkpoint(folder: Path) -> Path:

@@ -48,7 +48,7 @@ class _Pass:
     """One forward over a place. Natural choices are noted in `into` and compared with `against`."""
 
     tokens: _Tokens
-    copies: Sequence[tuple[int, int]]  # (place of a prompt in the forward, another row that has it)
+    copies: Sequence[tuple[int, int]]  # (row that a shared prompt was run for, another row that has it)
     replayed: Book | None  # None: choices are free
     own_gates: bool
     into: Book | None = None

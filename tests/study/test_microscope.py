@@ -327,3 +327,9 @@ def test_truncation_is_told_by_the_limit_where_a_file_does_not_say() -> None:
     del tensors["truncated"]
     assert not as_batch(tensors, longest + 1).truncated.any()
     assert as_batch(tensors, longest).truncated.sum() == (tensors["mask"].sum(1) == longest).sum()
+
+
+def test_an_arm_that_replays_routes_is_seen_with_free_ones() -> None:
+    record, _ = replay(Request(folder=fixture_folder(), arms=("grpo", "grpo_replay_r3")))
+    assert [n for n in record.notes if n.startswith("GRPO replay r3: seen with free routes")]
+    assert cosine(record, "GRPO", "GRPO replay r3") == pytest.approx(1)
