@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from harness.assemble import Assembly
+from harness.core.algorithm import Algorithm
 from harness.core.ports import Response, SingleTurnTask, Split, Task
 from harness.core.shapes import Float, Tensor
 from harness.core.types import Done, Grade, Prompt, RolloutBatch, RolloutGroup, Trajectory
@@ -22,6 +23,7 @@ from harness.rollout.collate import collate
 from harness.rollout.episodes import FULL
 from harness.rollout.order import MAIN, train_prompts
 from harness.train.networks import Networks, as_rows, micro_batches, policy_logps
+from harness.train.prepare import routing_for
 from harness.validity.first import FirstBatch
 from harness.validity.start import Ends, Golds, LogpGap, PromptCheck, Surprise, VerifierCases
 
@@ -183,9 +185,10 @@ def recomputed(groups: Sequence[RolloutGroup], parts: Assembly) -> tuple[LogpGap
     """
     batch = collate(groups, parts.spec.backend.device)
     nets = parts.trainer.nets
-    logp, entropy = _trainer(batch, nets)
+    logp, entropy = _trainer(batch, nets, parts.algorithm)
     warm, cold = (
-        _trainer(batch, replace(nets, temperature=nets.temperature * math.exp(d)))[1] for d in (NUDGE, -NUDGE)
+        _trainer(batch, replace(nets, temperature=nets.temperature * math.exp(d)), parts.algorithm)[1]
+        for d in (NUDGE, -NUDGE)
     )
     behaviour = batch.behaviour_logp[batch.mask]
     bad = int((~behaviour.isfinite() | (behaviour > POSITIVE)).sum())
@@ -201,12 +204,16 @@ def recomputed(groups: Sequence[RolloutGroup], parts: Assembly) -> tuple[LogpGap
 
 
 @torch.no_grad()
-def _trainer(batch: RolloutBatch, nets: Networks) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-    """Log-probs of a batch's tokens and entropies of their positions; 0 where masked."""
+def _trainer(
+    batch: RolloutBatch, nets: Networks, algorithm: Algorithm
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """Log-probs of a batch's tokens and entropies of their positions, as an update has them; 0 where masked."""
     rows = as_rows(batch, nets.pad_id)
+    routing = routing_for(batch, rows, algorithm, nets)
+    follow = routing.recording() if routing is not None and routing.mode == "r3" else None
     logp, entropy = torch.zeros_like(batch.behaviour_logp), torch.zeros_like(batch.behaviour_logp)
     for micro in micro_batches(rows, range(batch.num_rows), nets.micro_batch_tokens):
-        new, exact = policy_logps(nets, nets.policy, micro, with_entropy=True)
+        new, exact = policy_logps(nets, nets.policy, micro, with_entropy=True, follow=follow)
         assert exact is not None
         logp[micro.rows, : new.shape[1]], entropy[micro.rows, : new.shape[1]] = new, exact
     return logp, entropy

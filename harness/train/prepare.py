@@ -78,7 +78,7 @@ def prepare(
     selected = algorithm.selection(view, history)
     mask, counted = loss_mask(algorithm, batch.mask, ExclusionView(kept=selected.kept, truncated=batch.truncated))
     rows = as_rows(batch if mask is batch.mask else replace(batch, mask=mask), nets.pad_id)
-    routing = _routing(batch, rows, algorithm, nets)
+    routing = routing_for(batch, rows, algorithm, nets)
     everything = range(batch.num_rows)
     needs_old = any(p.in_reward for p in algorithm.penalties)
     old = known.old_logp
@@ -131,7 +131,8 @@ def _old_logps(
     return no_grad_logps(nets, nets.policy, rows, range(batch.num_rows), follow)
 
 
-def _routing(batch: RolloutBatch, rows: Rows, algorithm: Algorithm, nets: Networks) -> Routing | None:
+def routing_for(batch: RolloutBatch, rows: Rows, algorithm: Algorithm, nets: Networks) -> Routing | None:
+    """The routes of a batch under the algorithm's replay; None for a dense model, UsageError where it cannot be."""
     mode = replay_mode(algorithm, moe=nets.routers is not None)
     if nets.routers is None:
         if mode != "off":

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from harness.assemble import Assembly, assemble
 from harness.core.errors import UsageError
 from harness.core.routing import UNKNOWN
-from harness.core.spec import BackendSpec, ModelSpec, TaskSpec, UpdateSpec
+from harness.core.spec import BackendSpec, EngineSpec, ModelSpec, TaskSpec, UpdateSpec
 from harness.models.routers import RULES, Routers
+from harness.selftest import recomputed
 from harness.train.loop import Progress, one_step
 from harness.train.networks import no_grad_logps
 from harness.train.prepare import Prepared, prepare
@@ -201,6 +202,19 @@ def test_a_game_of_several_turns_replays_the_samplers_routes(models: Path) -> No
     assert not bool(ready.mask.all())
     for trace in updated(parts, ready):
         assert float((trace.logp - trace.behaviour_logp)[trace.mask].abs().max()) <= 1e-4
+
+
+def test_the_self_test_sees_the_log_probs_that_an_update_will_have(models: Path) -> None:
+    """Rollouts in bfloat16 flip choices; under r3 the trainer takes the same ones, and little of the gap is left."""
+    gaps = {}
+    for mode in ("off", "r3"):
+        spec = assembled(models, "qwen3_moe", mode).spec
+        engine = spec.backend.model_copy(update={"engine": EngineSpec(dtype="bfloat16")})
+        parts = assemble(spec.model_copy(update={"backend": engine}))
+        groups = parts.trainer.gather(parts.algorithm, parts.trainer.recipe, Progress()).groups
+        gaps[mode] = recomputed(groups, parts)[0]
+    assert gaps["r3"].tokens == gaps["off"].tokens > 50
+    assert gaps["r3"].k3 < gaps["off"].k3 / 2
 
 
 def test_modes_by_default(models: Path) -> None:
