@@ -116,6 +116,12 @@ def test_overlap_is_refused_but_for_case_and_spaces_too(tmp_path: Path) -> None:
     assert "same question" in str(found.value)
 
 
+def test_training_on_the_test_file_is_refused(tmp_path: Path) -> None:
+    both = write(tmp_path / "both.jsonl", sums(0, 60))
+    with pytest.raises(UsageError, match="in train and in test"):
+        build_task(both, {"answer_split": "####", "test_file": both})
+
+
 def test_a_local_dataset_folder_loads_like_one_of_the_hub(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     write(tmp_path / "train.jsonl", sums(0, 30))
