@@ -176,6 +176,10 @@ def rollout_file(folder: Path, outcome: StepOutcome) -> None:
     optional = {"old_logp": outcome.old_logp, "ref_logp": ready.ref_logp, "values": ready.values}
     optional["policy_version"] = batch.policy_version
     tensors |= {name: value for name, value in optional.items() if value is not None}
+    if ready.routing is not None:
+        tensors["routes"] = ready.routing.old.experts
+        if ready.routing.sampled is not None:
+            tensors["sampler_routes"] = ready.routing.sampled.experts
     for name, steps in (("credit", batch.credit), ("turns", batch.turns)):
         if steps is not None:
             tensors |= {f"{name}.row": steps.row, f"{name}.end": steps.end, f"{name}.reward": steps.reward}

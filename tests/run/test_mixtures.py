@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+from safetensors.torch import load_file
 
 from harness.core.results import RESULT, SPEC, STEPS, read_lines
+from harness.core.routing_log import ROUTING, read_routing
+from harness.core.schema import schemas
 from harness.core.spec import StudySpec
 from harness.models.recipes import held_out, recipe
 from harness.run import execute
@@ -52,6 +56,18 @@ def test_a_run_ends_with_a_result_and_says_how_its_experts_computed(
     assert len(steps) == 2
     gaps = [step["mismatch/abs_dlogp_max"] for step in steps]
     assert all(gap < 1e-3 for gap in gaps if gap is not None)  # null where the first update gave its own old log-probs
+    routed = read_routing(folder)
+    assert [r.step for r in routed] == ([] if arm == "ppo" else [1, 2])  # its critic warms up: no forward of the policy
+    assert all(len(r.max_vio) == layers and r.gap_tokens == 0 for r in routed)
+    validate = jsonschema.Draft202012Validator(schemas()["routing.schema.json"]).validate
+    for row in read_lines(folder / ROUTING):
+        validate(row)
+    kept = load_file(folder / "rollouts" / "00000001.safetensors")
+    positions = kept["prompt_ids"].ne(-1).sum(-1).max() + kept["mask"].shape[1]
+    rows, width, depth_kept, k = kept["routes"].shape
+    assert (rows, depth_kept, k) == (len(kept["mask"]), layers, 8 if model == "tiny-moe-32" else 2)
+    assert width <= positions
+    assert kept["sampler_routes"].shape == kept["routes"].shape
 
 
 def test_another_backend_of_the_experts_is_another_run(tmp_path: Path) -> None:
