@@ -172,8 +172,11 @@ def _unknown(module: nn.Module) -> UsageError:
 
 
 def _no_router(policy: nn.Module) -> UsageError:
+    names = sorted({type(m).__name__ for m in policy.modules() if "rout" in type(m).__name__.lower()
+                    or type(m).__name__.lower().endswith(("gate", "gating"))})  # fmt: skip
     return UsageError(
         f"routing replay with a model of class {type(policy).__name__}",
-        "its config names experts, but none of its modules returns (logits, gates, experts) as a router does",
+        "its config names experts, but none of its modules returns (logits, gates, experts) as a router does"
+        + (f"; not {', '.join(names)}" if names else ""),
         "routing_replay=off, or a mixture of experts whose routers do (Qwen3-MoE, OLMoE, Mixtral, DeepSeek-V3, ...)",
     )

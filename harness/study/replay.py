@@ -48,8 +48,9 @@ def _check(mode: Replay, model: str, backend: BackendSpec) -> None:
     if mode != "off" and not backend.routers:
         raise UsageError(
             f"routing_replay={mode} with the model {model}",
-            "it is dense: no router chooses anything that could be replayed",
-            "routing_replay=off, or a mixture of experts (e.g. --model tiny-moe)",
+            "none of its modules routes tokens to experts and returns (logits, gates, experts): it is dense, or its "
+            "routers are of another kind",
+            "routing_replay=off, or a mixture of experts with such routers (tiny-moe, Qwen3-MoE, OLMoE, Mixtral, ...)",
         )
     if mode == "r3" and not _tells(backend):
         where = "an engine server" if backend.engine.server else f"vLLM on {backend.device}"

@@ -11,18 +11,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import GraniteMoeConfig, GraniteMoeForCausalLM
 
 from harness.assemble import Assembly, assemble
 from harness.core.errors import UsageError
 from harness.core.routing import UNKNOWN
 from harness.core.spec import BackendSpec, EngineSpec, ModelSpec, TaskSpec, UpdateSpec
-from harness.models.routers import RULES, Routers
+from harness.models.routers import RULES, Routers, routers_of
 from harness.selftest import recomputed
 from harness.train.loop import Progress, one_step
 from harness.train.networks import no_grad_logps
 from harness.train.prepare import Prepared, prepare
 from harness.train.update import old_logps, plan_updates, update
-from tests.fakes.small_moes import MOES, folder
+from tests.fakes.small_moes import MOES, SMALL, folder
 from tests.fakes.small_runs import run_spec
 from tests.train.test_steps import STILL
 from tests.train.test_update_choices import PLAIN, relative
@@ -266,6 +267,15 @@ def test_a_router_that_no_rule_explains_is_named(models: Path, monkeypatch: pyte
     with pytest.raises(UsageError, match="MixtralTopKRouter") as error:
         updated(p := assembled(models, "mixtral", "r2"), batch(p))
     assert "RULES['MixtralTopKRouter']" in error.value.instead
+
+
+def test_routers_of_another_kind_are_named_and_trained_with_free_routes() -> None:
+    """GraniteMoE's return sorted tokens and sizes: nothing that says which expert a token goes to."""
+    options = {**SMALL, "num_hidden_layers": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    model = GraniteMoeForCausalLM(GraniteMoeConfig(**options))
+    assert routers_of(model) is None
+    with pytest.raises(UsageError, match="not GraniteMoe"):
+        routers_of(model, needed=True)
 
 
 def test_registered_rules_come_before_trials(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
